@@ -1,1 +1,11 @@
-//! profile
+//! The domain words: a profile's key, and the change that a write makes to a profile.
+//!
+//! This floor owns what a change *is* and how it is laid out in a journal record. It performs no
+//! I/O and knows nothing of Redis, PostgreSQL or clients.
+
+mod entry;
+
+pub use entry::{
+    Change, ChangeBuilder, Entry, EntryError, Expiry, FieldsBuilder, IntentBuilder, VoidBuilder,
+    append_value, mark_deleted, mark_expiry, mark_time,
+};
