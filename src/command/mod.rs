@@ -1,1 +1,295 @@
-//! command
+//! What a request means: the command table, and how to find a row in it.
+//!
+//! This floor knows names, arities, key positions and routes. It decides nothing about clients,
+//! profiles or permissions.
+
+mod table;
+
+pub use table::TABLE;
+
+use std::sync::OnceLock;
+
+use crate::resp::Request;
+
+/// The longest command name that is looked up; longer ones are unknown.
+const NAME_BYTES_MAX: usize = 24;
+
+/// One row of the command table.
+#[derive(Debug)]
+pub struct Spec {
+    /// The name in lower case.
+    pub name: &'static str,
+    /// As in Redis: the exact number of arguments, or minus the least number.
+    pub arity: i16,
+    /// Where the keys are.
+    pub keys: Keys,
+    /// Whether keys are read or written.
+    pub access: Access,
+    /// The family, as in Redis's ACL categories.
+    pub category: Category,
+    /// Who answers.
+    pub route: Route,
+}
+
+/// Where a command has its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// It has none.
+    None,
+    /// First, last (negative: from the end) and step, as `COMMAND` reports them.
+    Range(i16, i16, i16),
+    /// This argument says how many keys follow it.
+    Counted(usize),
+    /// As `Counted`, and argument 1 is a destination.
+    CountedInto(usize),
+    /// Options decide; each argument is taken for a possible key.
+    Any,
+}
+
+/// What a command does to its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It changes no key.
+    Read,
+    /// It may change a key.
+    Write,
+    /// It has nothing to do with keys.
+    Neither,
+}
+
+/// The family of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of Redis's ACL categories")]
+pub enum Category {
+    Bitmap,
+    Connection,
+    Geo,
+    Hash,
+    HyperLogLog,
+    Keyspace,
+    List,
+    PubSub,
+    Scripting,
+    Server,
+    Set,
+    SortedSet,
+    Stream,
+    String,
+    Transaction,
+}
+
+/// Who answers a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// The proxy itself.
+    Local(Local),
+    /// The upstream; on a profile key it is a write that the proxy checks and journals.
+    Profile(ProfileWrite),
+    /// The upstream, untouched. A write among these is refused on a profile key.
+    Forward,
+    /// The upstream, on a connection of the client's own.
+    Private,
+    /// Nobody.
+    Refused(Refusal),
+}
+
+/// Commands that the proxy answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the command of that name")]
+pub enum Local {
+    Auth,
+    Client,
+    Echo,
+    Hello,
+    Ping,
+    Quit,
+    Reset,
+    Select,
+}
+
+/// Writes that the proxy understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileWrite {
+    /// HSET and HMSET.
+    SetFields,
+    /// HSETNX.
+    SetAbsent,
+    /// HDEL.
+    RemoveFields,
+    /// HINCRBY.
+    Increment,
+    /// HINCRBYFLOAT.
+    IncrementFloat,
+    /// DEL and UNLINK.
+    Delete,
+    /// EXPIRE, PEXPIRE, EXPIREAT and PEXPIREAT.
+    Expire,
+    /// PERSIST.
+    Persist,
+}
+
+/// Why a command is never passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It would lead a client, or the data, around the proxy.
+    Bypass,
+    /// It would take every profile with it.
+    EveryProfile,
+}
+
+impl Spec {
+    /// Tells whether a request has a number of arguments that the command takes.
+    #[must_use]
+    pub fn takes(&self, arguments: usize) -> bool {
+        let least = usize::from(self.arity.unsigned_abs());
+        if self.arity < 0 { arguments >= least } else { arguments == least }
+    }
+
+    /// Returns the position of the row in [`TABLE`], for counters kept per command.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        TABLE.binary_search_by(|row| row.name.cmp(self.name)).unwrap_or(0)
+    }
+
+    /// Returns the keys of a request, or everything that could be one.
+    pub fn keys<'a>(&self, request: &Request<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let length = request.len();
+        let counted = |at: usize| {
+            let declared = crate::resp::parse_integer(request.argument(at)).unwrap_or(0);
+            let count = usize::try_from(declared).unwrap_or(0);
+            (at + 1, at.saturating_add(count).min(length.saturating_sub(1)))
+        };
+        let (first, last, step, destination) = match self.keys {
+            Keys::None => (1, 0, 1, false),
+            Keys::Any => (1, length.saturating_sub(1), 1, false),
+            Keys::Counted(at) => (counted(at).0, counted(at).1, 1, false),
+            Keys::CountedInto(at) => (counted(at).0, counted(at).1, 1, true),
+            Keys::Range(first, last, step) => {
+                let last = match usize::try_from(last) {
+                    Ok(last) => last.min(length.saturating_sub(1)),
+                    Err(_) => length.saturating_sub(usize::from(last.unsigned_abs())),
+                };
+                (usize::from(first.unsigned_abs()), last, usize::from(step.unsigned_abs()), false)
+            }
+        };
+        let request = *request;
+        let into = destination.then(|| request.argument(1));
+        let range = (first..=last).step_by(step.max(1)).map(move |at| request.argument(at));
+        into.into_iter().chain(range)
+    }
+}
+
+/// Finds the row of a command; upper and lower case are the same.
+#[must_use]
+pub fn find(name: &[u8]) -> Option<&'static Spec> {
+    static INDEX: OnceLock<Index> = OnceLock::new();
+    INDEX.get_or_init(Index::build).find(name)
+}
+
+/// A small open-addressing table over the names, so that a look-up is one hash and one compare.
+struct Index {
+    slots: Vec<Option<([u8; NAME_BYTES_MAX], &'static Spec)>>,
+}
+
+impl Index {
+    const SLOTS: usize = 1024;
+
+    fn build() -> Self {
+        let mut slots = vec![None; Self::SLOTS];
+        for spec in TABLE {
+            let Some(name) = fold(spec.name.as_bytes()) else { continue };
+            let free = probes(&name).find(|slot| slots.get(*slot).is_some_and(Option::is_none));
+            if let Some(slot) = free.and_then(|slot| slots.get_mut(slot)) {
+                *slot = Some((name, spec));
+            }
+        }
+        Self { slots }
+    }
+
+    fn find(&self, name: &[u8]) -> Option<&'static Spec> {
+        let name = fold(name)?;
+        for slot in probes(&name) {
+            match self.slots.get(slot) {
+                Some(Some((found, spec))) if *found == name => return Some(spec),
+                Some(Some(_)) => {}
+                _ => return None,
+            }
+        }
+        None
+    }
+}
+
+/// Pads a name to a fixed width in lower case.
+fn fold(name: &[u8]) -> Option<[u8; NAME_BYTES_MAX]> {
+    let mut folded = [0; NAME_BYTES_MAX];
+    folded.get_mut(..name.len())?.copy_from_slice(name);
+    folded.make_ascii_lowercase();
+    Some(folded)
+}
+
+/// The slots in which a name may be, nearest first.
+fn probes(name: &[u8; NAME_BYTES_MAX]) -> impl Iterator<Item = usize> {
+    let mut hash: u64 = 0;
+    for word in name.as_chunks::<8>().0 {
+        let mixed =
+            (hash.rotate_left(5) ^ u64::from_le_bytes(*word)).wrapping_mul(0x517c_c1b7_2722_0a95);
+        hash = mixed;
+    }
+    let start = (hash >> 40) as usize;
+    (0..Index::SLOTS).map(move |step| (start + step) % Index::SLOTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::{Limits, Scanner};
+
+    fn keys_of(line: &str) -> Vec<String> {
+        let line = format!("{line}\r\n");
+        let mut scanner = Scanner::new(Limits::default());
+        let length = scanner.scan(line.as_bytes()).unwrap().unwrap();
+        let request = scanner.request(&line.as_bytes()[..length]);
+        let spec = find(request.argument(0)).unwrap();
+        spec.keys(&request).map(|key| String::from_utf8_lossy(key).into_owned()).collect()
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_name_in_any_case() {
+        for (index, spec) in TABLE.iter().enumerate() {
+            assert!(spec.name.len() <= NAME_BYTES_MAX);
+            assert_eq!(find(spec.name.as_bytes()).unwrap().name, spec.name);
+            assert_eq!(find(spec.name.to_uppercase().as_bytes()).unwrap().name, spec.name);
+            assert_eq!(spec.index(), index, "the table is in the order of its names");
+        }
+        assert!(find(b"nosuch").is_none());
+        assert!(find(&[b'x'; 100]).is_none());
+        assert!(find(b"").is_none());
+    }
+
+    #[test]
+    fn keys_are_found_where_each_command_has_them() {
+        assert_eq!(keys_of("HSET k f v"), ["k"]);
+        assert_eq!(keys_of("DEL a b c"), ["a", "b", "c"]);
+        assert_eq!(keys_of("MSET a 1 b 2"), ["a", "b"]);
+        assert_eq!(keys_of("BLPOP a b 0"), ["a", "b"]);
+        assert_eq!(keys_of("BITOP AND d a b"), ["d", "a", "b"]);
+        assert_eq!(keys_of("EVAL x 2 a b c"), ["a", "b"]);
+        assert_eq!(keys_of("EVAL x 99 a b"), ["a", "b"]);
+        assert_eq!(keys_of("EVAL x 99999999999999999 a"), ["a"]);
+        assert_eq!(keys_of("EVAL x -5 a"), Vec::<String>::new());
+        assert_eq!(keys_of("ZUNIONSTORE d 2 a b WEIGHTS 1 2"), ["d", "a", "b"]);
+        assert_eq!(keys_of("OBJECT ENCODING k"), ["k"]);
+        assert_eq!(keys_of("OBJECT HELP"), Vec::<String>::new());
+        assert_eq!(keys_of("SORT a STORE b"), ["a", "STORE", "b"]);
+        assert_eq!(keys_of("PING"), Vec::<String>::new());
+        assert_eq!(keys_of("DEL"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn arity_is_read_as_redis_reads_it() {
+        let hset = find(b"hset").unwrap();
+        assert!(!hset.takes(3) && hset.takes(4) && hset.takes(5));
+        let hget = find(b"hget").unwrap();
+        assert!(!hget.takes(2) && hget.takes(3) && !hget.takes(4));
+    }
+}
