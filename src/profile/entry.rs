@@ -312,6 +312,20 @@ pub fn append_value(change: &mut Vec<u8>, value: &[u8]) {
     push_bytes(change, value);
 }
 
+/// Takes the fields out of an encoded change, so that only its expiry is left to be said.
+pub fn drop_fields(change: &mut Vec<u8>) {
+    let mut cursor = Cursor { rest: change.get(EXPIRES_OFFSET + 8..).unwrap_or_default() };
+    // Kind, command, actor and key stay.
+    for _ in 0..4 {
+        if cursor.bytes().is_err() {
+            return;
+        }
+    }
+    let kept = change.len() - cursor.rest.len();
+    change.truncate(kept);
+    change.extend_from_slice(&[0; 8]);
+}
+
 /// Marks an encoded change as a deletion of the profile.
 pub fn mark_deleted(change: &mut [u8]) {
     if let Some(flags) = change.get_mut(FLAGS_OFFSET) {
@@ -419,6 +433,18 @@ mod tests {
         VoidBuilder::begin(&mut out);
         VoidBuilder::ticket(&mut out, 3);
         assert_eq!(Entry::decode(&out), Ok(Entry::Void(vec![3])));
+    }
+
+    #[test]
+    fn a_change_without_its_fields_still_says_whose_expiry_moves() {
+        let mut out = Vec::new();
+        let mut fields = ChangeBuilder::begin(&mut out, 7, 1, "user", "hset", "app", b"k").fields();
+        fields.set_later(b"f");
+        drop_fields(&mut out);
+        mark_expiry(&mut out, Expiry::At(5));
+        let Entry::Change(change) = Entry::decode(&out).unwrap() else { panic!("not a change") };
+        assert_eq!((change.key, change.expiry), (&b"k"[..], Expiry::At(5)));
+        assert!(change.set.is_empty() && change.removed.is_empty());
     }
 
     #[test]

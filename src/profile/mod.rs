@@ -4,8 +4,10 @@
 //! I/O and knows nothing of Redis, PostgreSQL or clients.
 
 mod entry;
+mod key;
 
 pub use entry::{
     Change, ChangeBuilder, Entry, EntryError, Expiry, FieldsBuilder, IntentBuilder, VoidBuilder,
-    append_value, mark_deleted, mark_expiry, mark_time,
+    append_value, drop_fields, mark_deleted, mark_expiry, mark_time,
 };
+pub use key::{KeyPattern, KeyPatternError};
