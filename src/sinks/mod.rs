@@ -1,1 +1,45 @@
-//! sinks
+//! The sinks: they read the journal and bring a database's rows and history up to date.
+//!
+//! Promises that every change in the journal reaches the database exactly once and in order per
+//! key, whatever dies in the middle, and that one record which a database refuses stops no other.
+//! They talk to no client, and no part of the foreground waits for them.
+//!
+//! ```text
+//! journal -> delivery (one loop) -> batch (decode, set aside) -> fold (one difference per row)
+//!         -> one transaction: cursor, history, state, dead letters -> journal.discard_before
+//! ```
+
+mod batch;
+mod config;
+mod database;
+mod delivery;
+mod encoding;
+mod error;
+mod fold;
+mod postgres;
+mod sqlite;
+mod statements;
+mod status;
+mod timestamp;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use config::Config;
+pub use database::{Database, LoadedProfile, load_profiles};
+pub use delivery::Delivery;
+pub use encoding::EncodingError;
+pub use error::{DeliveryError, FailureClass, SinkError};
+pub use postgres::Postgres;
+pub use sqlite::Sqlite;
+pub use status::Status;
+pub use view::{ColumnType, KindColumns};
+
+/// Milliseconds since 1970 by this machine's clock.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,396 @@
+//! The loop that carries records from the journal to one database.
+//!
+//! Whatever goes wrong, the answer is the same: let go of the connection, read the cursor again,
+//! read the journal behind it. So a lost answer to a commit, a restarted database and a restarted
+//! proxy are one case. Only records that the database refuses take another path: the batch is
+//! halved until the record stands alone, and that one is set aside.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::batch::{Item, Quarantine, Work};
+use super::database::{Cursor, Database, Writer};
+use super::error::{DeliveryError, FailureClass, SinkError};
+use super::{Config, Status};
+use crate::backoff::Backoff;
+use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
+
+const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
+/// Attempts at once when another transaction was in the way.
+const CONTENTION_ATTEMPTS_MAX: u32 = 5;
+/// Failures in a row after which a drain gives up.
+const DRAIN_FAILURES_MAX: u32 = 6;
+const DISCARD_PAUSE: Duration = Duration::from_secs(1);
+
+/// Delivers one journal to one database.
+pub struct Delivery {
+    journal: Journal,
+    writer: Writer,
+    label: &'static str,
+    config: Config,
+    status: Arc<Status>,
+    /// Where the journal ended before anything was appended in this process.
+    opened_at: Sequence,
+    prepared: bool,
+    /// Known from the first connection on; then it never changes.
+    fence: Option<i64>,
+    /// None while the cursor in the database is in doubt.
+    position: Option<Position>,
+    quarantine: Quarantine,
+    backoff: Backoff,
+    away: Option<FailureClass>,
+    failures_max: Option<u32>,
+    batch: Batch,
+    /// When the journal may be told again what it can discard, if it has to be.
+    discard_at: Option<Instant>,
+    discarded: Instant,
+}
+
+struct Position {
+    reader: Reader,
+    /// The cursor in the database.
+    cursor: u64,
+}
+
+impl Delivery {
+    /// Prepares a delivery; connects to nothing yet.
+    ///
+    /// To be made before anything is appended: a database that is ahead of the journal's end is
+    /// recognised by where the journal ended then.
+    #[must_use]
+    pub fn new(journal: Journal, database: &Database, config: Config) -> Self {
+        Self {
+            opened_at: journal.appended(),
+            journal,
+            writer: database.writer(),
+            label: database.label(),
+            status: Arc::default(),
+            prepared: false,
+            fence: None,
+            position: None,
+            quarantine: Quarantine::default(),
+            backoff: Backoff::new(RETRY_DELAY_FIRST, config.retry_delay_max),
+            away: None,
+            failures_max: None,
+            batch: Batch::new(),
+            discard_at: None,
+            discarded: Instant::now(),
+            config,
+        }
+    }
+
+    /// The figures of this delivery.
+    #[must_use]
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+
+    /// Delivers what the journal holds now, then returns.
+    ///
+    /// # Errors
+    /// What would end [`Self::run`], and the last failure when the database stays away for some
+    /// seconds.
+    pub async fn drain(&mut self) -> Result<(), DeliveryError> {
+        self.failures_max = Some(DRAIN_FAILURES_MAX);
+        let outcome = self.deliver_up_to(self.journal.appended()).await;
+        self.failures_max = None;
+        outcome
+    }
+
+    /// Delivers until cancelled, then delivers what the journal holds within `flush_within`.
+    ///
+    /// # Errors
+    /// When delivering can never go on, see [`DeliveryError`]; [`DeliveryError::Unfinished`] when
+    /// the time after the cancellation was not enough.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), DeliveryError> {
+        match cancel.run_until_cancelled(Box::pin(self.follow())).await {
+            Some(Err(error)) => return Err(error),
+            Some(Ok(never)) => match never {},
+            None => {}
+        }
+        if self.position.is_none() {
+            // Cancelled in the middle of a step: the connection may be inside a transaction.
+            self.writer.disconnect();
+        }
+        let end = self.journal.appended();
+        match timeout(self.config.flush_within, Box::pin(self.deliver_up_to(end))).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let left = end.0.saturating_sub(self.status.delivered().0);
+                Err(DeliveryError::Unfinished { left })
+            }
+        }
+    }
+
+    async fn follow(&mut self) -> Result<Infallible, DeliveryError> {
+        let mut seen = Sequence(0);
+        loop {
+            let cursor = self.ready().await?;
+            let idle_from = seen.max(Sequence(cursor));
+            let discard_at = self.discard_at;
+            tokio::select! {
+                () = self.journal.appended_past(idle_from) => {}
+                // A full journal takes no records before it learns what it can let go of.
+                () = sleep_until(discard_at.unwrap_or(self.discarded)), if discard_at.is_some() => {
+                    self.discard(cursor).await;
+                    continue;
+                }
+            }
+            let end = self.journal.appended();
+            let waiting = end.0.saturating_sub(cursor);
+            if waiting < self.config.batch_records_max.get() as u64 {
+                sleep(self.config.linger).await;
+            }
+            if !self.step().await? {
+                // A gap in the numbers without records behind it.
+                seen = end;
+            }
+        }
+    }
+
+    async fn deliver_up_to(&mut self, end: Sequence) -> Result<(), DeliveryError> {
+        while self.ready().await? < end.0 {
+            if !self.step().await? && self.position.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects as long as it takes; returns the cursor.
+    async fn ready(&mut self) -> Result<u64, DeliveryError> {
+        loop {
+            if let Some(position) = &self.position {
+                return Ok(position.cursor);
+            }
+            match self.join().await {
+                Ok(cursor) => self.begin_at(cursor).await?,
+                Err(error) => self.fail(error).await?,
+            }
+        }
+    }
+
+    async fn join(&mut self) -> Result<Cursor, SinkError> {
+        if !self.prepared {
+            self.writer.prepare().await?;
+            self.prepared = true;
+        }
+        let source = self.journal.source();
+        let (fence, writer) = (self.fence, &mut self.writer);
+        let joined = async {
+            let cursor = match fence {
+                None => writer.take_over(source).await?,
+                Some(fence) => writer.rejoin(source, fence).await?,
+            };
+            Ok::<_, SinkError>((cursor, writer.quarantined().await?))
+        };
+        let (cursor, keys) =
+            timeout(self.config.timeout, joined).await.map_err(|_| timed_out())??;
+        self.quarantine = Quarantine::load(keys);
+        self.status.set_quarantined_keys(self.quarantine.len());
+        Ok(cursor)
+    }
+
+    /// Puts a reader behind the cursor.
+    async fn begin_at(&mut self, cursor: Cursor) -> Result<(), DeliveryError> {
+        let Cursor { sequence, fence } = cursor;
+        if self.fence.is_some_and(|ours| ours < fence) {
+            return Err(DeliveryError::Fenced);
+        }
+        let end = if self.fence.is_none() { self.opened_at } else { self.journal.appended() };
+        if sequence > end.0 {
+            return Err(DeliveryError::Ahead { cursor: sequence, appended: end.0 });
+        }
+        let first = self.journal.first();
+        let from = if sequence == 0 { first } else { Sequence(sequence).next() };
+        if sequence == 0 && first > Sequence(1) {
+            warn!(
+                sink = self.label,
+                first = first.0,
+                "the database is new and the journal no longer holds the changes before"
+            );
+        }
+        let journal = self.journal.clone();
+        let reader = match blocking(move || journal.reader(from)).await? {
+            Err(JournalError::Discarded { first, .. }) => {
+                return Err(DeliveryError::Gap { cursor: sequence, first: first.0 });
+            }
+            reader => reader?,
+        };
+        self.fence = Some(fence);
+        self.position = Some(Position { reader, cursor: sequence });
+        self.status.set_delivered(Sequence(sequence));
+        self.discard_at = Some(self.discarded + DISCARD_PAUSE);
+        self.status.set_connected(true);
+        if sequence >= self.journal.appended().0 {
+            self.recovered();
+        }
+        Ok(())
+    }
+
+    /// Ends an outage. Reaching the database is not enough while there is something to deliver: a
+    /// full disk lets everybody read.
+    fn recovered(&mut self) {
+        self.backoff.reset();
+        if self.away.take().is_some() {
+            info!(sink = self.label, "database is back");
+        }
+    }
+
+    /// Delivers one batch; says whether there was one. A failure leaves the position in doubt.
+    async fn step(&mut self) -> Result<bool, DeliveryError> {
+        let Some(Position { mut reader, mut cursor }) = self.position.take() else {
+            return Ok(false);
+        };
+        let mut batch = std::mem::take(&mut self.batch);
+        let records_max = self.config.batch_records_max.get();
+        let bytes_max = usize::try_from(self.config.batch_bytes_max.as_u64()).unwrap_or(usize::MAX);
+        let (reader, batch, read) = blocking(move || {
+            let read = reader.read(&mut batch, records_max, bytes_max);
+            (reader, batch, read)
+        })
+        .await?;
+        if read? == 0 {
+            (self.batch, self.position) = (batch, Some(Position { reader, cursor }));
+            return Ok(false);
+        }
+        let items: Vec<_> =
+            batch.iter().map(|(sequence, bytes)| Item::decode(sequence.0, bytes)).collect();
+        self.status.set_oldest_undelivered(items.iter().find_map(Item::at_ms));
+        let delivered = self.deliver(&items, &mut cursor).await;
+        drop(items);
+        self.batch = batch;
+        match delivered {
+            Ok(()) => {
+                self.status.set_oldest_undelivered(None);
+                self.position = Some(Position { reader, cursor });
+                let next = self.discarded + DISCARD_PAUSE;
+                self.discard_at = Some(next);
+                if next <= Instant::now() {
+                    self.discard(cursor).await;
+                }
+            }
+            Err(error) => self.fail(error).await?,
+        }
+        Ok(true)
+    }
+
+    /// Commits the records, in halves where the database refuses one of them.
+    async fn deliver(&mut self, items: &[Item<'_>], cursor: &mut u64) -> Result<(), SinkError> {
+        let mut parts = vec![items];
+        while let Some(part) = parts.pop() {
+            let error = match self.commit(part, cursor, None).await {
+                Ok(()) => continue,
+                Err(error) => error,
+            };
+            if error.class() != FailureClass::Data {
+                return Err(error);
+            }
+            self.status.count_failure(FailureClass::Data);
+            if part.len() > 1 {
+                let (former, latter) = part.split_at(part.len() / 2);
+                parts.push(latter);
+                parts.push(former);
+            } else {
+                let sequence = part.first().map(|item| item.sequence);
+                warn!(sink = self.label, sequence, %error, "record refused and set aside");
+                self.commit(part, cursor, Some(&error)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(
+        &mut self,
+        items: &[Item<'_>],
+        cursor: &mut u64,
+        refused: Option<&SinkError>,
+    ) -> Result<(), SinkError> {
+        let Some(last) = items.last() else { return Ok(()) };
+        let (records, dead) = self.quarantine.sort(items, refused);
+        let work = Work {
+            source: self.journal.source(),
+            fence: self.fence.unwrap_or_default(),
+            from: *cursor,
+            to: last.sequence,
+            records,
+            dead,
+        };
+        let mut attempts = 1;
+        let applied = loop {
+            let applied = timeout(self.config.timeout, self.writer.apply(&work)).await;
+            match applied.unwrap_or_else(|_| Err(timed_out())) {
+                Err(error)
+                    if error.class() == FailureClass::Contention
+                        && attempts < CONTENTION_ATTEMPTS_MAX =>
+                {
+                    attempts += 1;
+                    self.status.count_failure(FailureClass::Contention);
+                }
+                applied => break applied?,
+            }
+        };
+        *cursor = work.to;
+        self.status.count_batch(work.records.len(), applied.rows, work.dead.len());
+        if !work.dead.is_empty() {
+            self.quarantine.add(&work.dead);
+            self.status.set_quarantined_keys(self.quarantine.len());
+        }
+        self.status.set_delivered(Sequence(work.to));
+        self.recovered();
+        Ok(())
+    }
+
+    /// Lets go of the connection and waits, unless waiting cannot help.
+    async fn fail(&mut self, error: SinkError) -> Result<(), DeliveryError> {
+        self.position = None;
+        self.writer.disconnect();
+        if matches!(error, SinkError::CursorMoved) {
+            // The next look at the cursor tells whether this was a lost answer or a rival.
+            return Ok(());
+        }
+        let class = error.class();
+        self.status.count_failure(class);
+        self.status.set_connected(false);
+        if matches!(error, SinkError::Tables(_) | SinkError::Address(_)) {
+            return Err(error.into());
+        }
+        // Refused may mean that the tables are gone, because the database was made anew.
+        self.prepared &= class != FailureClass::Refused;
+        if self.away.replace(class) != Some(class) {
+            warn!(sink = self.label, class = class.label(), %error, "database lost");
+        }
+        let delay = self.backoff.next_delay();
+        if self.failures_max.is_some_and(|max| self.backoff.attempts() >= max) {
+            return Err(error.into());
+        }
+        sleep(delay).await;
+        Ok(())
+    }
+
+    /// Tells the journal how far this database is; at most once in [`DISCARD_PAUSE`].
+    async fn discard(&mut self, cursor: u64) {
+        (self.discarded, self.discard_at) = (Instant::now(), None);
+        let journal = self.journal.clone();
+        let before = Sequence(cursor).next();
+        if let Ok(Err(error)) = blocking(move || journal.discard_before(before)).await {
+            warn!(sink = self.label, %error, "the journal could not discard what is delivered");
+        }
+    }
+}
+
+fn timed_out() -> SinkError {
+    SinkError::plain(FailureClass::Connection, "timeout")
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, DeliveryError> {
+    spawn_blocking(work).await.map_err(|_| DeliveryError::Interrupted)
+}

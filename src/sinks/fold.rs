@@ -1,0 +1,256 @@
+//! Many changes of one profile become one: what a batch does to each row, as one difference.
+//!
+//! Promises the same result as applying the changes one by one, without knowing the row. One thing
+//! depends on the row all the same: when its stored expiry falls between two changes of the batch,
+//! the later change starts from nothing. A delta says when that is possible ([`Delta::doubt_ms`]),
+//! and is then folded again with the row's expiry. Does no I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use foldhash::{HashMap, HashMapExt};
+
+use super::encoding::{Fields, fields_json, names_json};
+use crate::profile::{Change, Expiry};
+
+/// One change and its place in the journal.
+#[derive(Debug, Clone)]
+pub(super) struct Record<'a> {
+    pub sequence: u64,
+    pub change: Change<'a>,
+}
+
+impl Record<'_> {
+    /// Whether the profile has no expiry after the change although it may have had one before.
+    pub(super) fn persisted(&self) -> bool {
+        match self.change.expiry {
+            _ if self.change.deleted => false,
+            Expiry::Never => true,
+            Expiry::Unchanged => self.change.cleared,
+            Expiry::At(_) => false,
+        }
+    }
+}
+
+/// What is known of a row before a batch. The default is a row that does not exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Row {
+    pub fields: Fields,
+    pub expires_ms: Option<u64>,
+    pub deleted: bool,
+}
+
+/// What a batch does to one profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Delta<'a> {
+    pub key: &'a [u8],
+    pub kind: &'a str,
+    /// The sequence and the time of the last change.
+    pub sequence: u64,
+    pub at_ms: u64,
+    /// The time of the first change: a row that expired by then counts as empty.
+    pub first_ms: u64,
+    /// The row's fields and expiry do not matter.
+    pub cleared: bool,
+    pub deleted: bool,
+    /// With `cleared`, [`Expiry::Unchanged`] means that there is none.
+    pub expiry: Expiry,
+    /// Disjoint from the names in `set`; empty with `cleared`.
+    pub removed: BTreeSet<&'a [u8]>,
+    pub set: BTreeMap<&'a [u8], &'a [u8]>,
+    /// A change is a snapshot, so its history needs the row.
+    pub snapshot: bool,
+    /// The latest time of a change that met the row's own expiry.
+    latest_inherited_ms: u64,
+    expires_known_ms: Option<u64>,
+}
+
+impl<'a> Delta<'a> {
+    fn begin(change: &Change<'a>, expires_known_ms: Option<u64>) -> Self {
+        Self {
+            key: change.key,
+            kind: change.kind,
+            sequence: 0,
+            at_ms: change.at_ms,
+            first_ms: change.at_ms,
+            cleared: false,
+            deleted: false,
+            expiry: Expiry::Unchanged,
+            removed: BTreeSet::new(),
+            set: BTreeMap::new(),
+            snapshot: false,
+            latest_inherited_ms: 0,
+            expires_known_ms,
+        }
+    }
+
+    fn restart(&mut self) {
+        self.cleared = true;
+        self.deleted = false;
+        self.expiry = Expiry::Unchanged;
+        self.removed.clear();
+        self.set.clear();
+    }
+
+    /// Whether the profile is gone at this time, as far as the batch and what is known tell.
+    fn is_over(&self, at_ms: u64) -> bool {
+        let expires_ms = match self.expiry {
+            Expiry::At(expires_ms) => Some(expires_ms),
+            Expiry::Unchanged if !self.cleared => self.expires_known_ms,
+            Expiry::Unchanged | Expiry::Never => None,
+        };
+        self.deleted || expires_ms.is_some_and(|expires_ms| expires_ms <= at_ms)
+    }
+
+    fn apply(&mut self, sequence: u64, change: &Change<'a>) {
+        if change.cleared || change.deleted || self.is_over(change.at_ms) {
+            self.restart();
+        } else if !self.cleared && self.expiry == Expiry::Unchanged {
+            self.latest_inherited_ms = self.latest_inherited_ms.max(change.at_ms);
+        }
+        (self.sequence, self.at_ms, self.kind) = (sequence, change.at_ms, change.kind);
+        self.deleted = change.deleted;
+        if change.deleted {
+            return;
+        }
+        self.snapshot |= change.cleared;
+        for field in &change.removed {
+            self.set.remove(field);
+            if !self.cleared {
+                self.removed.insert(field);
+            }
+        }
+        for (field, value) in &change.set {
+            self.removed.remove(field);
+            self.set.insert(field, value);
+        }
+        if change.expiry != Expiry::Unchanged {
+            self.expiry = change.expiry;
+        }
+    }
+
+    /// The span in which the row's expiry would change the outcome: after the first, up to the
+    /// second time. None if the batch alone decides.
+    pub(super) fn doubt_ms(&self) -> Option<(u64, u64)> {
+        (self.first_ms < self.latest_inherited_ms)
+            .then_some((self.first_ms, self.latest_inherited_ms))
+    }
+
+    /// Says whether the fold cannot be completed without knowing the row.
+    pub(super) fn needs_row(&self) -> bool {
+        self.snapshot || self.doubt_ms().is_some()
+    }
+
+    /// What the row is after the batch.
+    pub(super) fn merge(&self, row: Row) -> Row {
+        let gone = row.deleted || row.expires_ms.is_some_and(|at| at <= self.first_ms);
+        let mut after = if self.cleared || gone { Row::default() } else { row };
+        for name in &self.removed {
+            after.fields.remove(*name);
+        }
+        for (name, value) in &self.set {
+            after.fields.insert(name.to_vec(), value.to_vec());
+        }
+        match self.expiry {
+            Expiry::At(expires_ms) => after.expires_ms = Some(expires_ms),
+            Expiry::Never => after.expires_ms = None,
+            Expiry::Unchanged => {}
+        }
+        after.deleted = self.deleted;
+        after
+    }
+}
+
+/// What a snapshot changed, for its history: the difference to the state before it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Difference<'a> {
+    pub changed: Vec<(&'a [u8], &'a [u8])>,
+    pub removed: Vec<Vec<u8>>,
+}
+
+/// A batch, folded.
+#[derive(Debug, Default)]
+pub(super) struct Folded<'a> {
+    /// One per profile, in the order of the keys.
+    pub deltas: Vec<Delta<'a>>,
+    /// By the sequence of the snapshot; filled by [`Folded::resolve`].
+    pub differences: HashMap<u64, Difference<'a>>,
+}
+
+impl<'a> Folded<'a> {
+    /// Folds a batch without knowing any row.
+    pub(super) fn of(records: &[Record<'a>]) -> Self {
+        let mut places = HashMap::with_capacity(records.len());
+        let mut deltas: Vec<Delta<'a>> = Vec::new();
+        for record in records {
+            let place = *places.entry(record.change.key).or_insert_with(|| {
+                deltas.push(Delta::begin(&record.change, None));
+                deltas.len() - 1
+            });
+            if let Some(delta) = deltas.get_mut(place) {
+                delta.apply(record.sequence, &record.change);
+            }
+        }
+        deltas.sort_unstable_by_key(|delta| delta.key);
+        Self { deltas, differences: HashMap::new() }
+    }
+
+    /// Completes the fold for the profiles that need their row; a row that is not given is absent.
+    pub(super) fn resolve(&mut self, records: &[Record<'a>], rows: &HashMap<Vec<u8>, Row>) {
+        let absent = Row::default();
+        let needy: HashMap<&[u8], usize> = (self.deltas.iter().enumerate())
+            .filter(|(_, delta)| delta.needs_row())
+            .map(|(place, delta)| (delta.key, place))
+            .collect();
+        if needy.is_empty() {
+            return;
+        }
+        let mut started = vec![false; self.deltas.len()];
+        for record in records {
+            let Some(&place) = needy.get(record.change.key) else { continue };
+            let (Some(delta), Some(started)) = (self.deltas.get_mut(place), started.get_mut(place))
+            else {
+                continue;
+            };
+            let row = rows.get(record.change.key).unwrap_or(&absent);
+            if !std::mem::replace(started, true) {
+                *delta = Delta::begin(&record.change, row.expires_ms);
+            }
+            if record.change.cleared && !record.change.deleted {
+                let before = state_before(delta, row, record.change.at_ms);
+                self.differences.insert(record.sequence, difference(&before, &record.change));
+            }
+            delta.apply(record.sequence, &record.change);
+        }
+    }
+
+    /// The fields that a change set, as a JSON object, and those it removed, as a JSON array.
+    pub(super) fn history_json(&self, record: &Record<'a>) -> (String, Option<String>) {
+        let change = &record.change;
+        if change.deleted {
+            return (fields_json(std::iter::empty()), None);
+        }
+        if let Some(difference) = self.differences.get(&record.sequence) {
+            let removed = difference.removed.iter().map(Vec::as_slice);
+            let removed = (!difference.removed.is_empty()).then(|| names_json(removed));
+            return (fields_json(difference.changed.iter().copied()), removed);
+        }
+        let removed =
+            (!change.removed.is_empty()).then(|| names_json(change.removed.iter().copied()));
+        (fields_json(change.set.iter().copied()), removed)
+    }
+}
+
+fn state_before(delta: &Delta<'_>, row: &Row, at_ms: u64) -> Fields {
+    if delta.is_over(at_ms) { Fields::new() } else { delta.merge(row.clone()).fields }
+}
+
+fn difference<'a>(before: &Fields, change: &Change<'a>) -> Difference<'a> {
+    let after: BTreeMap<&[u8], &[u8]> = change.set.iter().copied().collect();
+    let changed = after
+        .iter()
+        .filter(|(name, value)| before.get(**name).map(Vec::as_slice) != Some(**value))
+        .map(|(name, value)| (*name, *value))
+        .collect();
+    let removed = before.keys().filter(|name| !after.contains_key(name.as_slice()));
+    Difference { changed, removed: removed.cloned().collect() }
+}

@@ -1,0 +1,374 @@
+//! PostgreSQL: the connections, the tables and views, and the transaction that applies a batch.
+//!
+//! Promises that the cursor, the history and the state of a batch change together or not at all.
+//! It does not decide what to do about a failure, and never logs a server's message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::{HashMap, HashSet, HashSetExt};
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgBindIterExt as _, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row as _};
+use tracing::{info, warn};
+
+use super::batch::{DeadLetter, Work};
+use super::database::{Applied, Cursor, StoredProfile};
+use super::encoding::{fields_bytes, fields_json, name_bytes, name_text, names_json};
+use super::error::{FailureClass, SinkError};
+use super::fold::{Delta, Folded, Record, Row};
+use super::timestamp::{Month, Timestamp};
+use super::view::View;
+use super::{Config, KindColumns, now_ms, statements as sql};
+use crate::profile::Expiry;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// How long a statement that makes a table part waits for those who read the table.
+const PARTITION_PAUSE_MS: u64 = 60_000;
+
+/// A PostgreSQL database; cheap to clone, connects when it is first used.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    options: PgConnectOptions,
+    pool: PgPool,
+    views: Arc<[View]>,
+    timeout: Duration,
+}
+
+impl Postgres {
+    /// Reads the address; does not connect.
+    pub(super) fn open(
+        url: &str,
+        kinds: &[KindColumns],
+        config: &Config,
+    ) -> Result<Self, SinkError> {
+        // The parser's own error may quote the address, and with it a password.
+        let options: PgConnectOptions =
+            url.parse().map_err(|_| SinkError::Address("not a PostgreSQL URL"))?;
+        let options = options.application_name("profile-proxy").disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(config.connections.get())
+            .acquire_timeout(config.timeout)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    sqlx::raw_sql(sql::READER_SESSION).execute(connection).await.map(|_| ())
+                })
+            })
+            .connect_lazy_with(options.clone());
+        let views = kinds.iter().map(KindColumns::postgres_view).collect();
+        Ok(Self { options, pool, views, timeout: config.timeout })
+    }
+
+    /// The one who writes; there is one per delivery.
+    pub(super) fn writer(&self) -> Writer {
+        Writer {
+            options: self.options.clone(),
+            views: Arc::clone(&self.views),
+            timeout: self.timeout,
+            connection: None,
+            months: HashSet::new(),
+            partitions_from_ms: 0,
+        }
+    }
+
+    /// Live profiles whose key text is at least `from`, in the order of their keys.
+    pub(super) async fn page(
+        &self,
+        from: &str,
+        rows_max: i64,
+    ) -> Result<Vec<StoredProfile>, SinkError> {
+        let rows = sqlx::query(sql::PAGE).bind(from).bind(rows_max).fetch_all(&self.pool).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(StoredProfile {
+                    key: row.try_get(0)?,
+                    kind: row.try_get(1)?,
+                    fields: row.try_get(2)?,
+                    expires_ms: row.try_get::<Option<Timestamp>, _>(3)?.map(Timestamp::ms),
+                })
+            })
+            .collect()
+    }
+}
+
+/// The writing connection of one delivery.
+#[derive(Debug)]
+pub(super) struct Writer {
+    options: PgConnectOptions,
+    views: Arc<[View]>,
+    timeout: Duration,
+    connection: Option<PgConnection>,
+    /// Months that have their partition, or cannot get one.
+    months: HashSet<Month>,
+    partitions_from_ms: u64,
+}
+
+impl Writer {
+    pub(super) fn disconnect(&mut self) {
+        self.connection = None;
+    }
+
+    async fn connection(&mut self) -> Result<&mut PgConnection, SinkError> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let mut connection = tokio::time::timeout(self.timeout, self.options.connect())
+                    .await
+                    .map_err(|_| SinkError::plain(FailureClass::Connection, "timeout"))??;
+                sqlx::raw_sql(sql::WRITER_SESSION).execute(&mut connection).await?;
+                connection
+            }
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    /// Brings the schema, the tables and the views up to date.
+    pub(super) async fn prepare(&mut self) -> Result<(), SinkError> {
+        let views = Arc::clone(&self.views);
+        self.months.clear();
+        let connection = self.connection().await?;
+        let encoding: String =
+            sqlx::query_scalar("show server_encoding").fetch_one(&mut *connection).await?;
+        // SQL_ASCII stores whatever bytes arrive; any other encoding would have to convert.
+        if !matches!(encoding.as_str(), "UTF8" | "SQL_ASCII") {
+            return Err(SinkError::Tables("the encoding of the database is not UTF8".into()));
+        }
+        // `create schema if not exists` asks for the right to create even where nothing is made.
+        let there: bool =
+            sqlx::query_scalar(sql::SCHEMA_EXISTS).fetch_one(&mut *connection).await?;
+        if !there {
+            sqlx::raw_sql(sql::CREATE_SCHEMA).execute(&mut *connection).await?;
+        }
+        MIGRATIONS.run_direct(None, connection, false).await?;
+        for view in views.iter() {
+            match replace_view(connection, view).await {
+                Ok(true) => info!(view = view.name, "view replaced"),
+                Ok(false) => {}
+                Err(error) if error.class() == FailureClass::Connection => return Err(error),
+                // People build on these views; what they built is not ours to drop.
+                Err(error) => warn!(view = view.name, %error, "view not replaced"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the cursor and takes it from every older delivery of this source.
+    pub(super) async fn take_over(&mut self, source: &str) -> Result<Cursor, SinkError> {
+        let query = sqlx::query(sql::TAKE_OVER).bind(source);
+        cursor(&query.fetch_one(self.connection().await?).await?)
+    }
+
+    /// Reads the cursor again; waits for a transaction of ours whose end was not seen.
+    pub(super) async fn rejoin(&mut self, source: &str, fence: i64) -> Result<Cursor, SinkError> {
+        let query = sqlx::query(sql::REJOIN).bind(source).bind(fence);
+        cursor(&query.fetch_one(self.connection().await?).await?)
+    }
+
+    /// The keys that have dead letters.
+    pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
+        let keys: Vec<String> =
+            sqlx::query_scalar(sql::QUARANTINED).fetch_all(self.connection().await?).await?;
+        keys.iter().map(|key| name_bytes(key).map_err(SinkError::from)).collect()
+    }
+
+    /// Applies a batch in one transaction.
+    pub(super) async fn apply(&mut self, work: &Work<'_>) -> Result<Applied, SinkError> {
+        self.make_partitions(&work.records).await?;
+        let connection = self.connection().await?;
+        let mut transaction = connection.begin_with(sql::BEGIN).await?;
+        let moved = sqlx::query(sql::MOVE_CURSOR)
+            .bind(work.source)
+            .bind(work.fence)
+            .bind(work.from.cast_signed())
+            .bind(work.to.cast_signed())
+            .execute(&mut *transaction)
+            .await?;
+        if moved.rows_affected() != 1 {
+            transaction.rollback().await?;
+            return Err(SinkError::CursorMoved);
+        }
+        let mut folded = Folded::of(&work.records);
+        if folded.deltas.iter().any(Delta::needs_row) {
+            let rows = needed_rows(&mut transaction, &folded.deltas).await?;
+            folded.resolve(&work.records, &rows);
+        }
+        if !work.records.is_empty() {
+            insert_history(&mut transaction, work.source, &work.records, &folded).await?;
+            upsert(&mut transaction, work.source, &folded.deltas).await?;
+        }
+        if !work.dead.is_empty() {
+            insert_dead_letters(&mut transaction, work.source, &work.dead).await?;
+        }
+        transaction.commit().await?;
+        Ok(Applied { rows: folded.deltas.len() })
+    }
+
+    /// Makes the partitions of the months that occur and of those that follow.
+    ///
+    /// Ahead of time, because a partition is made without waiting for readers only while the
+    /// default partition holds nothing of its month. Without one the default takes the rows.
+    async fn make_partitions(&mut self, records: &[Record<'_>]) -> Result<(), SinkError> {
+        let now = now_ms();
+        if now < self.partitions_from_ms {
+            return Ok(());
+        }
+        let mut missing: Vec<Month> = (records.iter())
+            .flat_map(|record| {
+                [Month::of(record.change.at_ms), Month::of(record.change.at_ms).next()]
+            })
+            .filter(|month| !self.months.contains(month))
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        for month in missing {
+            // A clock that is far off must not litter the table with parts.
+            if (month.number() - Month::of(now).number()).abs() <= 24 {
+                let statement = sql::create_partition(month);
+                let query = sqlx::raw_sql(AssertSqlSafe(statement));
+                match query.execute(self.connection().await?).await.map_err(SinkError::from) {
+                    Err(error) if error.class() == FailureClass::Connection => return Err(error),
+                    Err(error) => {
+                        self.partitions_from_ms = now + PARTITION_PAUSE_MS;
+                        warn!(%error, "no partition was made, the default one takes the history");
+                        if error.class() == FailureClass::Contention {
+                            return Ok(());
+                        }
+                    }
+                    Ok(_) => {}
+                }
+            }
+            self.months.insert(month);
+        }
+        Ok(())
+    }
+}
+
+fn cursor(row: &PgRow) -> Result<Cursor, SinkError> {
+    Ok(Cursor { sequence: row.try_get::<i64, _>(0)?.cast_unsigned(), fence: row.try_get(1)? })
+}
+
+/// Replaces a view unless it is the same already; says whether it did.
+async fn replace_view(connection: &mut PgConnection, view: &View) -> Result<bool, SinkError> {
+    let mark = sql::view_mark(view);
+    let found: Option<Option<String>> = sqlx::query_scalar(sql::VIEW_MARK)
+        .bind(&view.name)
+        .fetch_optional(&mut *connection)
+        .await?;
+    if found.flatten().as_deref() == Some(&mark) {
+        return Ok(false);
+    }
+    let mut transaction = connection.begin().await?;
+    for statement in sql::replace_view(view, &mark) {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
+    Ok(true)
+}
+
+async fn needed_rows(
+    connection: &mut PgConnection,
+    deltas: &[Delta<'_>],
+) -> Result<HashMap<Vec<u8>, Row>, SinkError> {
+    let needy = || deltas.iter().filter(|delta| delta.needs_row());
+    let after = needy().map(|delta| delta.doubt_ms().map(|(after, _)| Timestamp::from_ms(after)));
+    let until = needy().map(|delta| delta.doubt_ms().map(|(_, until)| Timestamp::from_ms(until)));
+    let rows = sqlx::query(sql::NEEDED_ROWS)
+        .bind(needy().map(|delta| name_text(delta.key)).bind_iter())
+        .bind(needy().map(|delta| delta.snapshot).bind_iter())
+        .bind(after.bind_iter())
+        .bind(until.bind_iter())
+        .fetch_all(connection)
+        .await?;
+    let mut found = HashMap::default();
+    for row in rows {
+        let key = name_bytes(row.try_get(0)?)?;
+        let fields = fields_bytes(row.try_get(1)?)?;
+        let expires_ms = row.try_get::<Option<Timestamp>, _>(2)?.map(Timestamp::ms);
+        found.insert(key, Row { fields, expires_ms, deleted: row.try_get(3)? });
+    }
+    Ok(found)
+}
+
+async fn insert_history(
+    connection: &mut PgConnection,
+    source: &str,
+    records: &[Record<'_>],
+    folded: &Folded<'_>,
+) -> Result<(), SinkError> {
+    let expiries = records.iter().map(|record| match record.change.expiry {
+        Expiry::At(at) if !record.change.deleted => Some(Timestamp::from_ms(at)),
+        _ => None,
+    });
+    let (changed, removed): (Vec<_>, Vec<_>) =
+        records.iter().map(|record| folded.history_json(record)).unzip();
+    sqlx::query(sql::INSERT_HISTORY)
+        .bind(source)
+        .bind(records.iter().map(|record| record.sequence.cast_signed()).bind_iter())
+        .bind(records.iter().map(|record| name_text(record.change.key)).bind_iter())
+        .bind(records.iter().map(|record| record.change.kind).bind_iter())
+        .bind(records.iter().map(|record| Timestamp::from_ms(record.change.at_ms)).bind_iter())
+        .bind(records.iter().map(|record| record.change.actor).bind_iter())
+        .bind(records.iter().map(|record| record.change.command).bind_iter())
+        .bind(changed)
+        .bind(removed)
+        .bind(records.iter().map(|record| record.change.deleted).bind_iter())
+        .bind(records.iter().map(|record| record.change.cleared).bind_iter())
+        .bind(expiries.bind_iter())
+        .bind(records.iter().map(|record| record.persisted()).bind_iter())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn upsert(
+    connection: &mut PgConnection,
+    source: &str,
+    deltas: &[Delta<'_>],
+) -> Result<(), SinkError> {
+    let set = deltas.iter().map(|delta| fields_json(delta.set.iter().map(|(n, v)| (*n, *v))));
+    let removed = deltas.iter().map(|delta| {
+        (!delta.removed.is_empty()).then(|| names_json(delta.removed.iter().copied()))
+    });
+    let expiries = deltas.iter().map(|delta| match delta.expiry {
+        Expiry::At(at) => Some(Timestamp::from_ms(at)),
+        Expiry::Unchanged | Expiry::Never => None,
+    });
+    let written: i64 = sqlx::query_scalar(sql::UPSERT)
+        .bind(source)
+        .bind(deltas.iter().map(|delta| name_text(delta.key)).bind_iter())
+        .bind(deltas.iter().map(|delta| delta.kind).bind_iter())
+        .bind(set.bind_iter())
+        .bind(removed.bind_iter())
+        .bind(deltas.iter().map(|delta| delta.cleared).bind_iter())
+        .bind(deltas.iter().map(|delta| delta.deleted).bind_iter())
+        .bind(deltas.iter().map(|delta| delta.expiry == Expiry::Unchanged).bind_iter())
+        .bind(expiries.bind_iter())
+        .bind(deltas.iter().map(|delta| Timestamp::from_ms(delta.first_ms)).bind_iter())
+        .bind(deltas.iter().map(|delta| Timestamp::from_ms(delta.at_ms)).bind_iter())
+        .bind(deltas.iter().map(|delta| delta.sequence.cast_signed()).bind_iter())
+        .fetch_one(connection)
+        .await?;
+    // A row that was neither updated nor inserted was made by somebody else in between.
+    if usize::try_from(written) != Ok(deltas.len()) {
+        return Err(SinkError::plain(FailureClass::Contention, "upsert"));
+    }
+    Ok(())
+}
+
+async fn insert_dead_letters(
+    connection: &mut PgConnection,
+    source: &str,
+    dead: &[DeadLetter<'_>],
+) -> Result<(), SinkError> {
+    sqlx::query(sql::INSERT_DEAD_LETTERS)
+        .bind(source)
+        .bind(dead.iter().map(|letter| letter.sequence.cast_signed()).bind_iter())
+        .bind(dead.iter().map(|letter| letter.key.map(name_text)).bind_iter())
+        .bind(dead.iter().map(|letter| letter.error.as_ref()).bind_iter())
+        .bind(dead.iter().map(|letter| letter.record).bind_iter())
+        .bind(Timestamp::from_ms(now_ms()))
+        .execute(connection)
+        .await?;
+    Ok(())
+}

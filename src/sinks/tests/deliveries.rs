@@ -1,0 +1,72 @@
+//! What a delivery does besides delivering: discarding, waiting, counting.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::model::Write;
+use super::support::{Log, Target, batches_of};
+use crate::journal::Sequence;
+use crate::profile::{IntentBuilder, VoidBuilder};
+
+#[tokio::test]
+async fn records_that_change_nothing_only_move_the_cursor() {
+    for target in Target::both().await {
+        let mut log = Log::new();
+        let (mut intent, mut void) = (Vec::new(), Vec::new());
+        IntentBuilder::begin(&mut intent, 1);
+        IntentBuilder::key(&mut intent, b"user:1");
+        VoidBuilder::begin(&mut void);
+        VoidBuilder::ticket(&mut void, 1);
+        log.append(&[intent, void]);
+        let mut delivery = log.delivery(&target, batches_of(10));
+        delivery.drain().await.unwrap();
+        assert_eq!(delivery.status().delivered(), Sequence(2));
+        assert_eq!(target.count("profiles").await + target.count("history").await, 0);
+        let cursor = target.query("select cast(sequence as text) from cursors").await;
+        assert_eq!(cursor, [2]);
+    }
+}
+
+#[tokio::test]
+async fn the_journal_lets_go_of_what_is_delivered_also_when_nothing_follows() {
+    let target = Target::sqlite();
+    let mut log = Log::with_segments_of(1 << 20);
+    let delivery = log.delivery(&target, batches_of(100));
+    let cancel = CancellationToken::new();
+    let (status, running) = (delivery.status(), tokio::spawn(delivery.run(cancel.clone())));
+    let large = "x".repeat(200_000);
+    for n in 0..40 {
+        log.append(&[Write::set("user:1", 1 + n, "a", &large).record()]);
+    }
+    let end = log.journal.appended();
+    let mut delivered = status.watch();
+    delivered.wait_for(|sequence| *sequence == end).await.unwrap();
+    let bytes = log.journal.bytes();
+    for _ in 0..300 {
+        if log.journal.bytes() < bytes.min(3 << 20) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(log.journal.first() > Sequence(1), "nothing was discarded");
+    assert!(log.journal.bytes() < 3 << 20, "{} bytes are still kept", log.journal.bytes());
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn history_goes_to_the_partition_of_its_month() {
+    let target = Target::postgres().await;
+    let mut log = Log::new();
+    let now = crate::sinks::now_ms();
+    log.append(&[
+        Write::set("user:1", now, "a", "b").record(),
+        Write::set("user:1", u64::MAX, "a", "c").record(),
+    ]);
+    log.deliver(&target, 10).await;
+    assert_eq!(target.count("history").await, 2);
+    assert_eq!(target.count("history_default").await, 1, "a clock far off made a partition");
+    let partitions = "pg_inherits where inhparent = 'history'::regclass";
+    assert_eq!(target.count(partitions).await, 3, "this month, the next, and the default");
+}

@@ -1,0 +1,10 @@
+//! The sinks against real databases: what reaches the rows, whatever happens on the way.
+
+mod casts;
+mod deliveries;
+mod equivalence;
+mod fold;
+mod model;
+mod outage;
+mod refusals;
+mod support;
