@@ -1,1 +1,216 @@
-//! dispatch
+//! One command from request to reply. This is the only place that knows the order of the steps.
+//!
+//! A worker owns one [`Proxy`]. Everything here is synchronous: a command is either answered at
+//! once or put on the lane, and what comes back is the business of [`Outcome`]. Order per client
+//! holds because the lane has one order and the proxy's own replies take their place in it.
+
+mod check;
+mod client;
+mod clients;
+mod error;
+mod forward;
+mod ledger;
+mod local;
+mod outbox;
+mod outcome;
+mod recovery;
+mod retention;
+mod script;
+mod slot;
+mod write;
+
+pub use client::{Client, Session, Wanted};
+pub use clients::Clients;
+pub use error::{Applied, CommandError, JournalTrouble};
+pub use ledger::{InDoubt, Ledger};
+pub use outcome::{Outcome, now_ms};
+pub use recovery::scan;
+pub use slot::Slot;
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use crate::{
+    auth::{Auth, CostlyCheck},
+    command::{self, Access, Refusal, Route, Spec},
+    engine::Engine,
+    metrics::Metrics,
+    resp::{ProtocolError, ReplyWriter, Request},
+    schema::{Kind, Schema},
+    upstream::Lane,
+};
+use retention::Retention;
+
+/// Where commands go that the proxy does not answer itself.
+pub enum Upstream {
+    /// A Redis, over the lane.
+    Redis(Lane<Slot>),
+    /// The store inside this process.
+    Embedded(Box<RefCell<Engine>>),
+}
+
+/// What a worker needs to carry commands.
+pub struct Proxy {
+    /// Who may log in.
+    pub auth: Auth,
+    /// What profiles are.
+    pub schema: Rc<Schema>,
+    /// Where commands go.
+    pub upstream: Upstream,
+    /// What comes back.
+    pub outcome: Rc<RefCell<Outcome>>,
+    /// The journal.
+    pub ledger: Rc<RefCell<Ledger>>,
+    /// Who is connected.
+    pub clients: Clients,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    retention: Rc<RefCell<Retention>>,
+    replies: RefCell<Vec<u8>>,
+    notes: RefCell<Vec<u8>>,
+}
+
+/// What the connection has to do before the next request.
+pub enum Step {
+    /// Nothing.
+    Next,
+    /// Somebody logged in or out, so other bounds apply to what follows.
+    LoggedIn,
+    /// Wait until the client has all its replies, then run the same request again.
+    Drain,
+    /// Run a check that takes long on another thread, then run the same request again.
+    Verify(CostlyCheck),
+    /// End once the client has all its replies.
+    Close,
+}
+
+impl Proxy {
+    /// Puts the parts of one worker together.
+    #[must_use]
+    pub fn new(
+        auth: Auth,
+        schema: Rc<Schema>,
+        upstream: Upstream,
+        outcome: Rc<RefCell<Outcome>>,
+        ledger: Rc<RefCell<Ledger>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let retention = outcome.borrow().retention();
+        Self {
+            auth,
+            schema,
+            upstream,
+            outcome,
+            ledger,
+            clients: Clients::default(),
+            metrics,
+            retention,
+            replies: RefCell::default(),
+            notes: RefCell::default(),
+        }
+    }
+
+    /// Carries one request to its reply, or to the upstream that will give it.
+    pub fn run(&self, client: &Rc<Client>, request: &Request<'_>) -> Step {
+        match self.steps(client, request) {
+            Ok(step) => step,
+            Err(error) => {
+                self.refuse(client, &error);
+                Step::Next
+            }
+        }
+    }
+
+    /// Ends a batch of requests of one client: everything goes on its way.
+    pub fn finish_batch(&self, client: &Client) {
+        match &self.upstream {
+            Upstream::Redis(lane) => lane.wake(),
+            Upstream::Embedded(_) => {
+                crate::upstream::Receiver::settle(&mut *self.outcome.borrow_mut())
+            }
+        }
+        client.flush();
+    }
+
+    /// Tells whether a client may do more than log in.
+    #[must_use]
+    pub fn is_let_in(&self, client: &Client) -> bool {
+        !self.auth.required() || client.session.borrow().identity.is_some()
+    }
+
+    /// Answers bytes that are no request; the connection ends after it.
+    pub fn protocol_error(&self, client: &Rc<Client>, error: ProtocolError) {
+        self.metrics.protocol_errors.add(1);
+        let text = format!("ERR Protocol error: {error}");
+        self.reply(client, |reply| reply.error(&text));
+    }
+
+    fn steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
+        // What is asked for, and whether it is well formed.
+        let Some(spec) = command::find(request.argument(0)) else {
+            return self.unknown(client, request).map(|()| Step::Next);
+        };
+        self.metrics.command(spec.index());
+        if !spec.takes(request.len()) {
+            return Err(CommandError::WrongArity(spec.name));
+        }
+        // Who asks.
+        self.permit(client, spec)?;
+        // Who answers.
+        match spec.route {
+            Route::Local(command) => self.answer(client, command, request),
+            Route::Profile(write) => match self.profile_of(spec, request) {
+                Some(kind) => self.write_profile(client, spec, write, request, kind),
+                None => self.forward(client, spec, request),
+            }
+            .map(|()| Step::Next),
+            Route::Forward => self.forward(client, spec, request).map(|()| Step::Next),
+            Route::Private => Err(CommandError::NeedsConnection(spec.name)),
+            Route::Refused(Refusal::Bypass) => Err(CommandError::NotThroughProxy(spec.name)),
+            Route::Refused(Refusal::EveryProfile) => Err(CommandError::EveryProfile(spec.name)),
+        }
+    }
+
+    /// Lets nobody past who has to log in first.
+    fn permit(&self, client: &Client, spec: &Spec) -> Result<(), CommandError> {
+        if self.is_let_in(client) {
+            return Ok(());
+        }
+        match spec.name {
+            "auth" | "hello" | "quit" | "reset" => Ok(()),
+            _ => Err(CommandError::NotAuthenticated),
+        }
+    }
+
+    /// Finds the first profile among the keys of a request.
+    fn profile_of(&self, spec: &Spec, request: &Request<'_>) -> Option<&Kind> {
+        spec.keys(request).find_map(|key| self.schema.kind_of(key))
+    }
+
+    /// Tells whether a command could change a profile without the proxy understanding how.
+    fn touches_profiles(&self, spec: &Spec, request: &Request<'_>) -> bool {
+        spec.access == Access::Write && self.profile_of(spec, request).is_some()
+    }
+
+    fn refuse(&self, client: &Rc<Client>, error: &CommandError) {
+        self.metrics.error(error.label());
+        let text = error.to_string();
+        self.reply(client, |reply| reply.error(&text));
+    }
+
+    /// Gives a reply of the proxy's own, in its place behind what the upstream still owes.
+    pub(super) fn reply(&self, client: &Rc<Client>, write: impl FnOnce(&mut ReplyWriter<'_>)) {
+        match &self.upstream {
+            Upstream::Redis(lane) if client.in_flight() > 0 => {
+                let protocol = client.protocol.get();
+                lane.submit(protocol, |batch| {
+                    let start = batch.notes.len();
+                    write(&mut ReplyWriter::new(&mut batch.notes, protocol));
+                    let notes = (batch.notes.len() - start) as u32;
+                    batch.slots.push(Slot::Local { client: Rc::clone(client), notes });
+                });
+                client.expect(1);
+            }
+            _ => client.reply(write),
+        }
+    }
+}

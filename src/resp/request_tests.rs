@@ -4,7 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn scan_whole(bytes: &[u8]) -> Result<Option<(usize, Vec<Vec<u8>>, Vec<u8>)>, ProtocolError> {
+/// Length, arguments and canonical bytes of one request.
+type Scanned = (usize, Vec<Vec<u8>>, Vec<u8>);
+
+fn scan_whole(bytes: &[u8]) -> Result<Option<Scanned>, ProtocolError> {
     let mut scanner = Scanner::new(Limits::default());
     Ok(scanner.scan(bytes)?.map(|length| {
         let request = scanner.request(&bytes[..length]);

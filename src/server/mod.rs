@@ -1,1 +1,141 @@
-//! server
+//! The port for Redis clients: who gets in, and one task for each of them.
+
+mod connection;
+
+use std::{cell::RefCell, io, rc::Rc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{dispatch::Proxy, resp};
+use connection::Connection;
+
+/// What a client from elsewhere is told while nobody has to log in (Redis's protected mode).
+const DENIED: &[u8] = b"-DENIED Redis is running in protected mode because protected mode is \
+    enabled and no password is set for the default user. In this mode connections are only \
+    accepted from the loopback interface. To connect from elsewhere, add a [[user]] with a \
+    password to the configuration of profile-proxy.\r\n";
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+/// Password checks that may run at once: each takes tens of milliseconds and 19 MiB.
+const CHECKS_MAX: usize = 2;
+/// Bytes that one read takes from a client; shared by all clients of a worker.
+const READ_BYTES: usize = 64 << 10;
+
+/// The bounds on clients.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; as Redis's `maxclients`.
+    pub clients_max: usize,
+    /// Bytes of replies that may wait for one client; as `client-output-buffer-limit`.
+    pub output_bytes_max: usize,
+    /// Bytes of one unfinished request; as `client-query-buffer-limit`.
+    pub query_bytes_max: usize,
+    /// Replies that the upstream may owe one client before its input has to wait.
+    pub inflight_max: u32,
+    /// Bounds on single requests.
+    pub request: resp::Limits,
+}
+
+/// What the connections of a worker share.
+struct Shared {
+    proxy: Rc<Proxy>,
+    limits: Limits,
+    input: RefCell<Box<[u8]>>,
+    checks: Semaphore,
+    draining: CancellationToken,
+}
+
+/// Accepts clients until `draining`, then lets those that are there finish, and returns when all
+/// have left or `give_up` says so.
+pub async fn serve(
+    listener: TcpListener,
+    proxy: Rc<Proxy>,
+    limits: Limits,
+    draining: CancellationToken,
+    give_up: CancellationToken,
+) {
+    let shared = Rc::new(Shared {
+        proxy,
+        limits,
+        input: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
+        checks: Semaphore::new(CHECKS_MAX),
+        draining: draining.clone(),
+    });
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = draining.cancelled() => break,
+            accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next() => {
+                report_panic(ended);
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) => admit(&shared, stream, &mut connections),
+            // Out of descriptors, most likely: waiting lets others close theirs.
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    let finished = async {
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    };
+    tokio::select! {
+        () = finished => {}
+        () = give_up.cancelled() => {}
+    }
+}
+
+/// Lets a client in, or tells it why not.
+fn admit(shared: &Rc<Shared>, stream: TcpStream, connections: &mut JoinSet<()>) {
+    let metrics = &shared.proxy.metrics;
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let refusal = if !shared.proxy.auth.required() && !peer.ip().to_canonical().is_loopback() {
+        Some(DENIED)
+    } else if shared.proxy.clients.len() >= shared.limits.clients_max {
+        Some(TOO_MANY)
+    } else {
+        None
+    };
+    if let Some(text) = refusal {
+        metrics.connections_rejected.add(1);
+        // The socket is new, so its buffer takes the line; if not, the close says enough.
+        let _ = stream.try_write(text);
+        return;
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "a client left at once");
+        return;
+    }
+    metrics.connections.add(1);
+    let connection = Connection::enter(Rc::clone(shared), stream, peer, local);
+    metrics.connections_open.set(shared.proxy.clients.len() as u64);
+    connections.spawn_local(connection.run());
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!("the task of a connection has panicked");
+    }
+}
+
+/// Binds the port.
+///
+/// # Errors
+/// When the address is taken or is not ours.
+pub async fn bind(address: &str) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}

@@ -1,1 +1,61 @@
-//! upstream
+//! The upstream Redis: one ordered link, the *lane*, that all clients of a worker share.
+//!
+//! Requests of many clients are collected while the worker runs them, go out in one write, and
+//! their replies come back in the same order. So the order of the lane is the order of Redis, and
+//! nothing else is needed for it: no versions, scripts or locks.
+//!
+//! The lane knows bytes, order and links. What a reply means is the business of the [`Receiver`].
+
+mod address;
+mod batch;
+mod handshake;
+mod lane;
+mod link;
+
+pub use address::RedisAddress;
+pub use batch::{Batch, Failure, Receiver, Slot};
+pub use lane::{Lane, LinkState};
+
+use std::{io, time::Duration};
+
+use thiserror::Error;
+
+use crate::resp::ProtocolError;
+
+/// The bounds of the lane.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// How long Redis may take to accept a connection and to answer the handshake.
+    pub connect_timeout: Duration,
+    /// How long Redis may stay silent while it owes a reply before the link is given up.
+    pub reply_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(5), reply_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Why a link ended or could not be made.
+#[derive(Debug, Error)]
+pub enum UpstreamError {
+    /// The network or the operating system.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Redis closed the connection.
+    #[error("the connection was closed by the upstream")]
+    Closed,
+    /// Redis stayed silent for too long.
+    #[error("no answer within the time limit")]
+    Timeout,
+    /// The bytes were not RESP, so replies can no longer be told apart.
+    #[error("{0}")]
+    Protocol(#[from] ProtocolError),
+    /// A reply came that nobody had asked for.
+    #[error("a reply came for which no request was open")]
+    StrayReply,
+    /// Redis refused the handshake; the text is Redis's own.
+    #[error("the handshake was refused: {0}")]
+    Refused(String),
+}

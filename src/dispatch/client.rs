@@ -1,0 +1,220 @@
+//! One connected client: what it is to the proxy, and the replies that wait to be written to it.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    time::Instant,
+};
+
+use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
+
+use super::outbox::Outbox;
+use crate::{
+    auth::Identity,
+    journal::Sequence,
+    resp::{Protocol, ReplyWriter},
+};
+
+/// What the task of a connection wants to be woken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing but new input.
+    Nothing,
+    /// Fewer replies owed than the bound.
+    Room,
+    /// No replies owed.
+    Drained,
+}
+
+/// A client, shared between its connection and the replies on their way to it.
+pub struct Client {
+    /// Unique while the proxy runs; what `CLIENT ID` answers.
+    pub id: u64,
+    /// The client's end of the connection.
+    pub peer: SocketAddr,
+    /// The proxy's end of the connection.
+    pub local: SocketAddr,
+    /// When it connected.
+    pub since: Instant,
+    /// What the client asked to be remembered.
+    pub session: RefCell<Session>,
+    /// The protocol of its replies.
+    pub protocol: Cell<Protocol>,
+    outbox: RefCell<Outbox>,
+    socket: OwnedWriteHalf,
+    in_flight: Cell<u32>,
+    touched: Cell<bool>,
+    wanted: Cell<Wanted>,
+    closed: Cell<bool>,
+    wake: Notify,
+}
+
+/// What a connection remembers between commands.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Who is logged in.
+    pub identity: Option<Identity>,
+    /// `CLIENT SETNAME`.
+    pub name: Vec<u8>,
+    /// `CLIENT SETINFO LIB-NAME`.
+    pub library: Vec<u8>,
+    /// `CLIENT SETINFO LIB-VER`.
+    pub library_version: Vec<u8>,
+    /// The verdict of a log-in check that ran on another thread, until its command runs again.
+    pub verified: Option<Option<Identity>>,
+    /// The last command, for `CLIENT LIST`.
+    pub last_command: &'static str,
+}
+
+impl Client {
+    /// Makes the client of a new connection.
+    #[must_use]
+    pub fn new(id: u64, peer: SocketAddr, local: SocketAddr, socket: OwnedWriteHalf) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            peer,
+            local,
+            since: Instant::now(),
+            session: RefCell::default(),
+            protocol: Cell::default(),
+            outbox: RefCell::default(),
+            socket,
+            in_flight: Cell::new(0),
+            touched: Cell::new(false),
+            wanted: Cell::new(Wanted::Nothing),
+            closed: Cell::new(false),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Returns how many replies the upstream owes this client.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    /// Counts replies that the upstream will owe from now on.
+    pub fn expect(&self, replies: u32) {
+        self.in_flight.set(self.in_flight.get() + replies);
+    }
+
+    /// Counts replies that have come.
+    pub(super) fn received(&self, replies: u32) {
+        self.in_flight.set(self.in_flight.get().saturating_sub(replies));
+    }
+
+    /// Appends replies to what is to be written, unless the client is gone.
+    pub fn push(&self, bytes: &[u8], replies: u32) {
+        if !self.closed.get() {
+            self.outbox.borrow_mut().push(bytes, replies);
+        }
+    }
+
+    /// Lets `write` append one reply in the client's protocol.
+    pub fn reply(&self, write: impl FnOnce(&mut ReplyWriter<'_>)) {
+        if !self.closed.get() {
+            self.outbox.borrow_mut().write(self.protocol.get(), write);
+        }
+    }
+
+    /// Marks the client as one whose outbox the current batch touches; true the first time.
+    pub(super) fn touch(&self) -> bool {
+        let first = !self.touched.replace(true);
+        if first {
+            self.outbox.borrow_mut().mark();
+        }
+        first
+    }
+
+    /// Ends what [`Self::touch`] began: what was appended may go out, at once or when the journal
+    /// is durable up to `hold`.
+    pub(super) fn release(&self, hold: Option<Sequence>) {
+        self.touched.set(false);
+        if let Some(sequence) = hold {
+            self.outbox.borrow_mut().hold(sequence);
+        }
+    }
+
+    /// Replaces what was appended since [`Self::touch`] by one error for each reply.
+    pub(super) fn rewind(&self, error: &str) {
+        self.outbox.borrow_mut().rewind(self.protocol.get(), error);
+    }
+
+    /// Lets replies go that were held for the journal up to `durable`.
+    pub fn unhold(&self, durable: Sequence) {
+        self.outbox.borrow_mut().unhold(durable);
+        self.flush();
+    }
+
+    /// Tells whether replies are held for the journal.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.outbox.borrow().holds()
+    }
+
+    /// Writes as much as the socket takes now, and wakes the connection if it has to act.
+    pub fn flush(&self) {
+        let mut outbox = self.outbox.borrow_mut();
+        while outbox.writable() > 0 {
+            match self.socket.try_write(outbox.front()) {
+                Ok(count) if count > 0 => outbox.written(count),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.wake.notify_one();
+                    return;
+                }
+                _ => {
+                    drop(outbox);
+                    self.close();
+                    return;
+                }
+            }
+        }
+        let wake = match self.wanted.get() {
+            Wanted::Nothing => false,
+            Wanted::Room => true,
+            Wanted::Drained => self.in_flight.get() == 0,
+        };
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Returns the bytes that could be written now, and all that are kept.
+    #[must_use]
+    pub fn backlog(&self) -> (usize, usize) {
+        let outbox = self.outbox.borrow();
+        (outbox.writable(), outbox.len())
+    }
+
+    /// Waits until the socket takes more.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn writable(&self) -> std::io::Result<()> {
+        self.socket.writable().await
+    }
+
+    /// Waits until [`Self::flush`] or [`Self::close`] has something for the connection to do.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Says what the connection waits for.
+    pub fn want(&self, wanted: Wanted) {
+        self.wanted.set(wanted);
+    }
+
+    /// Marks the client as gone: replies that are still on their way are dropped.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.outbox.borrow_mut().clear();
+        self.wake.notify_one();
+    }
+
+    /// Tells whether the client is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+}

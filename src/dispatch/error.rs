@@ -1,0 +1,156 @@
+//! The one error that a client sees: its text on the wire, its label, and what it says happened.
+//!
+//! The first word is a vocabulary that clients act on. A word that invites a retry is used only
+//! where nothing was applied. No text from a client is ever part of one.
+
+use thiserror::Error;
+
+use crate::schema::Violation;
+
+/// Whether a command that failed changed anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing changed anywhere.
+    No,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Why a command was not answered by the upstream. Displays as the text behind the `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// Too few or too many arguments; Redis's text.
+    #[error("ERR wrong number of arguments for '{0}' command")]
+    WrongArity(&'static str),
+    /// Options that do not fit together; Redis's text.
+    #[error("ERR syntax error")]
+    Syntax,
+    /// Redis's text.
+    #[error("ERR value is not an integer or out of range")]
+    NotAnInteger,
+    /// Redis's text.
+    #[error("ERR value is not a valid float")]
+    NotAFloat,
+    /// A command before the log-in; Redis's text.
+    #[error("NOAUTH Authentication required.")]
+    NotAuthenticated,
+    /// A log-in that failed; Redis's text, the same for an unknown name and a wrong password.
+    #[error("WRONGPASS invalid username-password pair or user is disabled.")]
+    BadCredentials,
+    /// The write breaks the schema of the profile.
+    #[error("{0}")]
+    Schema(Violation),
+    /// A command that could change a profile in a way that the proxy does not capture.
+    #[error("ERR command '{0}' is not allowed on a profile key")]
+    NotOnProfiles(&'static str),
+    /// The same for a command that the proxy does not know.
+    #[error("ERR a command that the proxy does not know is not allowed on a profile key")]
+    UnknownOnProfiles,
+    /// A command that would lead around the proxy.
+    #[error("ERR command '{0}' is not allowed through the proxy")]
+    NotThroughProxy(&'static str),
+    /// A command that would remove every profile without a trace.
+    #[error("ERR command '{0}' is not allowed: it would remove every profile")]
+    EveryProfile(&'static str),
+    /// A command that needs a connection to Redis of its own.
+    #[error("ERR command '{0}' needs a connection of its own, which the proxy does not give yet")]
+    NeedsConnection(&'static str),
+    /// Another database than the one with the profiles.
+    #[error("ERR only database 0 can be selected through the proxy")]
+    OtherDatabase,
+    /// On the embedded store: a key that is no profile.
+    #[error(
+        "ERR the embedded store keeps profiles only: start with --upstream redis://host:port for other keys"
+    )]
+    EmbeddedKey,
+    /// The journal is full, or a write to it failed; `MISCONF` is what Redis says then.
+    #[error("MISCONF {0}")]
+    Journal(JournalTrouble),
+    /// No link to Redis; nothing was sent.
+    #[error("MASTERDOWN the upstream Redis is down; nothing was sent")]
+    UpstreamDown,
+    /// The link was lost with the command on it. No word here may invite a retry.
+    #[error("ERR the connection to the upstream was lost, outcome unknown")]
+    OutcomeUnknown,
+}
+
+/// What keeps the journal from taking writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum JournalTrouble {
+    /// The quota is used up.
+    #[error("the journal is full, so profile writes are refused until the database has caught up")]
+    Full,
+    /// A write or a sync has failed.
+    #[error("the journal cannot be written, so profile writes are refused; see the proxy's log")]
+    Poisoned,
+    /// The write to the journal failed after Redis had applied the command.
+    #[error("the journal could not be written, outcome unknown; see the proxy's log")]
+    LostOutcome,
+}
+
+impl CommandError {
+    /// Returns the first word of the text, which is also the metric's label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NotAuthenticated => "NOAUTH",
+            Self::BadCredentials => "WRONGPASS",
+            Self::Schema(_) => "SCHEMA",
+            Self::Journal(_) => "MISCONF",
+            Self::UpstreamDown => "MASTERDOWN",
+            _ => "ERR",
+        }
+    }
+
+    /// Tells whether the command may have changed something.
+    #[must_use]
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::OutcomeUnknown | Self::Journal(JournalTrouble::LostOutcome) => Applied::Unknown,
+            _ => Applied::No,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RETRIED: [&str; 9] = [
+        "LOADING",
+        "READONLY",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "NOREPLICAS",
+        "UNBLOCKED",
+        "BUSY",
+        "unauthenticated",
+    ];
+
+    #[test]
+    fn an_error_whose_outcome_is_unknown_invites_no_retry() {
+        for error in
+            [CommandError::OutcomeUnknown, CommandError::Journal(JournalTrouble::LostOutcome)]
+        {
+            assert_eq!(error.applied(), Applied::Unknown);
+            let text = error.to_string();
+            assert!(!RETRIED.iter().any(|word| text.contains(word)), "{text}");
+            assert!(text.starts_with(error.label()));
+        }
+    }
+
+    #[test]
+    fn every_text_begins_with_its_label() {
+        for error in [
+            CommandError::Syntax,
+            CommandError::NotAuthenticated,
+            CommandError::BadCredentials,
+            CommandError::UpstreamDown,
+            CommandError::Journal(JournalTrouble::Full),
+            CommandError::NotOnProfiles("set"),
+        ] {
+            assert!(error.to_string().starts_with(error.label()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Commands that pass through: the request goes upstream as it came, the reply comes back as it is.
+
+use std::rc::Rc;
+
+use super::{Client, CommandError, Proxy, Slot, Upstream, now_ms};
+use crate::{
+    command::{Access, Keys, Spec},
+    engine::Engine,
+    resp::{ReplyWriter, Request},
+    upstream::{Batch, Lane, LinkState, Receiver},
+};
+
+impl Proxy {
+    /// Forwards a command of the table, unless it could change a profile behind our back.
+    pub(super) fn forward(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        if spec.access == Access::Write && self.touches_profiles(spec, request) {
+            return Err(CommandError::NotOnProfiles(spec.name));
+        }
+        match &self.upstream {
+            Upstream::Redis(lane) => self.send(lane, client, request),
+            Upstream::Embedded(engine) => {
+                let only_profiles = spec.keys == Keys::Any
+                    || spec.keys(request).all(|key| self.schema.kind_of(key).is_some());
+                if !only_profiles {
+                    return Err(CommandError::EmbeddedKey);
+                }
+                self.execute(&mut engine.borrow_mut(), client, request);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forwards a command that the table does not know, if nothing in it looks like a profile.
+    pub(super) fn unknown(
+        &self,
+        client: &Rc<Client>,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        if !self.is_let_in(client) {
+            return Err(CommandError::NotAuthenticated);
+        }
+        self.metrics.unknown_command();
+        if request.arguments(1).any(|argument| self.schema.kind_of(argument).is_some()) {
+            return Err(CommandError::UnknownOnProfiles);
+        }
+        match &self.upstream {
+            Upstream::Redis(lane) => self.send(lane, client, request),
+            // The embedded store knows how Redis words the refusal.
+            Upstream::Embedded(engine) => {
+                self.execute(&mut engine.borrow_mut(), client, request);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        lane: &Lane<Slot>,
+        client: &Rc<Client>,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        if lane.state() != LinkState::Up {
+            return Err(CommandError::UpstreamDown);
+        }
+        client.expect(1);
+        lane.submit(client.protocol.get(), |batch| {
+            batch.bytes.extend_from_slice(request.bytes());
+            push_forward(batch, client);
+        });
+        Ok(())
+    }
+
+    fn execute(&self, engine: &mut Engine, client: &Rc<Client>, request: &Request<'_>) {
+        let mut replies = self.replies.borrow_mut();
+        replies.clear();
+        let mut writer = ReplyWriter::new(&mut replies, client.protocol.get());
+        engine.execute(now_ms(), request, &mut writer);
+        client.expect(1);
+        let slot = Slot::Forward { client: Rc::clone(client), replies: 1 };
+        self.outcome.borrow_mut().replies(&slot, &[], &replies, 1);
+    }
+}
+
+/// Adds a waiter for one reply; neighbours of the same client become one run.
+fn push_forward(batch: &mut Batch<Slot>, client: &Rc<Client>) {
+    match batch.slots.last_mut() {
+        Some(Slot::Forward { client: last, replies }) if Rc::ptr_eq(last, client) => *replies += 1,
+        _ => batch.slots.push(Slot::Forward { client: Rc::clone(client), replies: 1 }),
+    }
+}

@@ -1,0 +1,201 @@
+//! The writing side of the journal as dispatch sees it: tickets, intents, changes and voids.
+//!
+//! Each write gets a ticket. Its intent is in the journal before Redis is touched and its outcome
+//! before the client sees the reply. A ticket without an outcome is a write in doubt: its profile
+//! is read back from Redis, and the write is never executed again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tracing::error;
+
+use super::error::JournalTrouble;
+use crate::{
+    journal::{Journal, JournalError, Sequence, Writer},
+    profile::{IntentBuilder, VoidBuilder},
+};
+
+/// Writes in doubt: ticket and key.
+pub type InDoubt = BTreeMap<u64, Vec<u8>>;
+
+/// The journal's writer together with what is not written yet.
+pub struct Ledger {
+    writer: Writer,
+    journal: Journal,
+    next_ticket: u64,
+    intents: Vec<u8>,
+    intents_from: u64,
+    /// Intent records with tickets that have no outcome yet, oldest first.
+    open: VecDeque<OpenIntents>,
+    voids: Vec<u8>,
+    changed: bool,
+    in_doubt: InDoubt,
+}
+
+/// One intent record that the journal must keep.
+struct OpenIntents {
+    sequence: Sequence,
+    /// The ticket behind the last one of the record.
+    tickets_end: u64,
+    open: u64,
+}
+
+impl Ledger {
+    /// Goes on from what a former run has left in the journal.
+    #[must_use]
+    pub fn new(writer: Writer, journal: Journal, next_ticket: u64, in_doubt: InDoubt) -> Self {
+        let open = match in_doubt.len() as u64 {
+            0 => VecDeque::new(),
+            open => {
+                [OpenIntents { sequence: journal.first(), tickets_end: next_ticket, open }].into()
+            }
+        };
+        let ledger = Self {
+            writer,
+            journal,
+            next_ticket,
+            intents: Vec::new(),
+            intents_from: 0,
+            open,
+            voids: Vec::new(),
+            changed: false,
+            in_doubt,
+        };
+        ledger.keep_open_intents();
+        ledger
+    }
+
+    /// Tells whether another write may be accepted.
+    ///
+    /// # Errors
+    /// When the journal is full or cannot be written.
+    pub fn room(&self) -> Result<(), JournalTrouble> {
+        self.writer.room().map_err(|error| match error {
+            JournalError::Full { .. } => JournalTrouble::Full,
+            _ => JournalTrouble::Poisoned,
+        })
+    }
+
+    /// Returns the ticket that the next intent will get.
+    #[must_use]
+    pub fn next_ticket(&self) -> u64 {
+        self.next_ticket
+    }
+
+    /// Takes a ticket without an intent, for an upstream that keeps nothing of its own.
+    pub fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket - 1
+    }
+
+    /// Notes that `key` is about to be written, and returns the ticket.
+    pub fn intend(&mut self, key: &[u8]) -> u64 {
+        let ticket = self.ticket();
+        if self.intents.is_empty() {
+            IntentBuilder::begin(&mut self.intents, ticket);
+            self.intents_from = ticket;
+        }
+        IntentBuilder::key(&mut self.intents, key);
+        ticket
+    }
+
+    /// Writes the intents that are noted.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; then nothing may be sent to Redis.
+    pub fn commit_intents(&mut self) -> Result<(), JournalTrouble> {
+        if self.intents.is_empty() {
+            return Ok(());
+        }
+        let sequence = self.writer.record(&[&self.intents]);
+        self.intents.clear();
+        self.intents.shrink_to(64 << 10);
+        let tickets_end = self.next_ticket;
+        let open = tickets_end - self.intents_from;
+        self.open.push_back(OpenIntents { sequence, tickets_end, open });
+        self.keep_open_intents();
+        self.write().map(|_| ())
+    }
+
+    /// Adds the change of a ticket to what is written next.
+    pub fn change(&mut self, ticket: u64, change: &[u8]) {
+        self.writer.record(&[change]);
+        self.changed = true;
+        self.settle(ticket);
+    }
+
+    /// Notes that a ticket changed nothing.
+    pub fn void(&mut self, ticket: u64) {
+        self.settle(ticket);
+        if self.voids.is_empty() {
+            VoidBuilder::begin(&mut self.voids);
+        }
+        VoidBuilder::ticket(&mut self.voids, ticket);
+    }
+
+    /// Notes that nobody knows what became of a ticket.
+    pub fn doubt(&mut self, ticket: u64, key: &[u8]) {
+        self.in_doubt.insert(ticket, key.to_vec());
+    }
+
+    /// Returns the writes in doubt.
+    #[must_use]
+    pub fn in_doubt(&self) -> &InDoubt {
+        &self.in_doubt
+    }
+
+    /// Writes the outcomes. Returns the sequence of the last record if any change was among them.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; then no reply to these changes may go out.
+    pub fn commit_outcomes(&mut self) -> Result<Option<Sequence>, JournalTrouble> {
+        if !self.voids.is_empty() {
+            self.writer.record(&[&self.voids]);
+            self.voids.clear();
+        } else if !self.changed {
+            return Ok(None);
+        }
+        let changed = std::mem::take(&mut self.changed);
+        let sequence = self.write();
+        // Only now is the outcome in the journal, so only now may the intent leave it.
+        self.keep_open_intents();
+        // A void that is not written leaves a doubt, which costs a read and nothing else.
+        if changed { sequence.map(Some) } else { Ok(None) }
+    }
+
+    /// Ends the journal in good order.
+    ///
+    /// # Errors
+    /// When the last sync fails.
+    pub fn close(self) -> Result<(), JournalError> {
+        self.writer.close()
+    }
+
+    /// Counts a ticket as one with an outcome.
+    fn settle(&mut self, ticket: u64) {
+        if !self.in_doubt.is_empty() {
+            self.in_doubt.remove(&ticket);
+        }
+        let record = self.open.partition_point(|record| record.tickets_end <= ticket);
+        if let Some(record) = self.open.get_mut(record) {
+            record.open = record.open.saturating_sub(1);
+        }
+        while self.open.front().is_some_and(|record| record.open == 0) {
+            self.open.pop_front();
+        }
+    }
+
+    /// Tells the journal which records recovery would still need.
+    fn keep_open_intents(&self) {
+        let oldest = self.open.front().map_or(Sequence(u64::MAX), |record| record.sequence);
+        self.journal.keep_from(oldest);
+    }
+
+    fn write(&mut self) -> Result<Sequence, JournalTrouble> {
+        self.writer.commit().map_err(|error| {
+            if !matches!(error, JournalError::Poisoned { .. }) {
+                error!(%error, "the journal cannot be written; profile writes are refused from now on");
+            }
+            JournalTrouble::LostOutcome
+        })
+    }
+}

@@ -1,0 +1,130 @@
+//! The replies that wait to be written to one client, in order.
+//!
+//! ```text
+//! | written | may be written | held until the journal is durable |
+//! 0         sent             held.at                             bytes.len()
+//! ```
+
+use crate::{
+    journal::Sequence,
+    resp::{Protocol, ReplyWriter},
+};
+
+/// Memory that an empty outbox keeps.
+const KEPT_BYTES_MAX: usize = 16 << 10;
+
+/// Bytes on their way to one client.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// Where the current batch began to append, and how many replies it has appended.
+    mark: usize,
+    marked_replies: u32,
+    /// Where the part begins that has to wait, and for which record.
+    held: Option<(usize, Sequence)>,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, bytes: &[u8], replies: u32) {
+        self.bytes.extend_from_slice(bytes);
+        self.marked_replies += replies;
+    }
+
+    pub(super) fn write(&mut self, protocol: Protocol, write: impl FnOnce(&mut ReplyWriter<'_>)) {
+        write(&mut ReplyWriter::new(&mut self.bytes, protocol));
+        self.marked_replies += 1;
+    }
+
+    pub(super) fn mark(&mut self) {
+        self.mark = self.bytes.len();
+        self.marked_replies = 0;
+    }
+
+    /// Takes back what was appended since the mark and answers each of those with `error`.
+    pub(super) fn rewind(&mut self, protocol: Protocol, error: &str) {
+        self.bytes.truncate(self.mark);
+        for _ in 0..self.marked_replies {
+            ReplyWriter::new(&mut self.bytes, protocol).error(error);
+        }
+    }
+
+    /// Keeps everything since the mark back until the journal is durable up to `sequence`.
+    ///
+    /// What is held already is older, so it is ready at the latest when this is.
+    pub(super) fn hold(&mut self, sequence: Sequence) {
+        let at = self.held.map_or(self.mark, |(at, _)| at);
+        self.held = Some((at, sequence));
+    }
+
+    pub(super) fn unhold(&mut self, durable: Sequence) {
+        if self.held.is_some_and(|(_, sequence)| sequence <= durable) {
+            self.held = None;
+        }
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    pub(super) fn writable(&self) -> usize {
+        self.held.map_or(self.bytes.len(), |(at, _)| at) - self.sent
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    pub(super) fn front(&self) -> &[u8] {
+        self.bytes.get(self.sent..self.sent + self.writable()).unwrap_or_default()
+    }
+
+    pub(super) fn written(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.bytes.shrink_to(KEPT_BYTES_MAX);
+            (self.sent, self.mark) = (0, 0);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_replies_wait_for_their_record_and_keep_their_order() {
+        let mut outbox = Outbox::default();
+        outbox.push(b"+A\r\n", 1);
+        outbox.mark();
+        outbox.push(b"+B\r\n", 1);
+        outbox.hold(Sequence(5));
+        outbox.mark();
+        outbox.push(b"+C\r\n", 1);
+        outbox.hold(Sequence(7));
+        assert_eq!(outbox.front(), b"+A\r\n");
+        outbox.unhold(Sequence(6));
+        assert_eq!(outbox.front(), b"+A\r\n", "the later record is what counts");
+        outbox.written(4);
+        assert_eq!(outbox.writable(), 0);
+        outbox.unhold(Sequence(7));
+        assert_eq!(outbox.front(), b"+B\r\n+C\r\n");
+        outbox.written(8);
+        assert_eq!(outbox.len(), 0);
+    }
+
+    #[test]
+    fn a_batch_that_could_not_be_journaled_is_answered_with_errors() {
+        let mut outbox = Outbox::default();
+        outbox.push(b":1\r\n", 1);
+        outbox.mark();
+        outbox.push(b":2\r\n:3\r\n", 2);
+        outbox.rewind(Protocol::Resp2, "MISCONF x");
+        assert_eq!(outbox.front(), b":1\r\n-MISCONF x\r\n-MISCONF x\r\n");
+    }
+}

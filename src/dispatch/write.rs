@@ -1,0 +1,373 @@
+//! A write to a profile: what goes upstream for it, and what its replies will prove.
+//!
+//! ```text
+//! HSET, HSETNX, HINCRBY ...   the request                     [ retention ]
+//! guarded increment           a script in its place           [ retention ]
+//! HDEL                        the request, EXISTS
+//! EXPIRE and its kin          the request, PEXPIRETIME
+//! DEL of several keys         EXISTS for each profile, the request
+//! ```
+//!
+//! All of it goes over the lane in one piece, so what is read is what the write has left.
+
+use std::{cell::RefMut, rc::Rc};
+
+use super::{
+    Client, CommandError, Proxy, Slot, Upstream,
+    check::Guard,
+    now_ms, script,
+    slot::{Capture, WriteSlot, push_note},
+};
+use crate::{
+    command::{ProfileWrite, Route, Spec},
+    engine::Engine,
+    profile::ChangeBuilder,
+    resp::{ReplyWriter, Request, push_command},
+    schema::{Bounds, FloatBounds, Kind},
+    upstream::{Lane, LinkState, Receiver},
+};
+
+/// One write that the schema allows.
+struct Plan<'a> {
+    spec: &'static Spec,
+    request: &'a Request<'a>,
+    kind: &'a Kind,
+    key: &'a [u8],
+    capture: Capture,
+    guard: Guard,
+    /// The expiry that retention asks for, and the unit of its mark.
+    retain: Option<(u64, u64)>,
+}
+
+impl Proxy {
+    /// Checks a write to a profile and puts it on its way.
+    pub(super) fn write_profile(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        write: ProfileWrite,
+        request: &Request<'_>,
+        kind: &Kind,
+    ) -> Result<(), CommandError> {
+        // HSET takes pairs, which the table's arity cannot say.
+        if write == ProfileWrite::SetFields && !request.len().is_multiple_of(2) {
+            return Err(CommandError::WrongArity(spec.name));
+        }
+        let guard = self.check(kind, write, request)?;
+        self.ledger.borrow().room().map_err(CommandError::Journal)?;
+        let capture = match write {
+            ProfileWrite::SetFields => Capture::Accepted,
+            ProfileWrite::SetAbsent | ProfileWrite::Persist => Capture::Counted,
+            ProfileWrite::RemoveFields => Capture::Removed,
+            ProfileWrite::Increment | ProfileWrite::IncrementFloat => match guard {
+                Guard::Integer(_) | Guard::Float(_) => Capture::Guarded,
+                _ => Capture::Value,
+            },
+            ProfileWrite::Expire => Capture::Expiry,
+            ProfileWrite::Delete if request.len() == 2 => Capture::Counted,
+            ProfileWrite::Delete => Capture::Deleted,
+        };
+        let key = request.argument(1);
+        let retain = self.retain(write, request, kind);
+        let plan = Plan { spec, request, kind, key, capture, guard, retain };
+        match &self.upstream {
+            Upstream::Redis(lane) => self.write_lane(lane, client, &plan),
+            Upstream::Embedded(engine) => self.write_embedded(engine.borrow_mut(), client, &plan),
+        }
+    }
+
+    fn retain(
+        &self,
+        write: ProfileWrite,
+        request: &Request<'_>,
+        kind: &Kind,
+    ) -> Option<(u64, u64)> {
+        let ttl = kind.ttl()?;
+        let mut retention = self.retention.borrow_mut();
+        match write {
+            ProfileWrite::SetFields
+            | ProfileWrite::SetAbsent
+            | ProfileWrite::Increment
+            | ProfileWrite::IncrementFloat => retention.due(request.argument(1), ttl, now_ms()),
+            // The expiry goes with the profile, or a client takes it into its own hands.
+            _ => {
+                request.arguments(1).for_each(|key| retention.forget(key));
+                None
+            }
+        }
+    }
+
+    fn write_lane(
+        &self,
+        lane: &Lane<Slot>,
+        client: &Rc<Client>,
+        plan: &Plan<'_>,
+    ) -> Result<(), CommandError> {
+        if lane.state() != LinkState::Up {
+            return Err(CommandError::UpstreamDown);
+        }
+        lane.submit(client.protocol.get(), |batch| {
+            let start = batch.notes.len();
+            let (ticket, changes) = self.note(client, plan, &mut batch.notes, true);
+            let out = &mut batch.bytes;
+            let before = match plan.capture {
+                Capture::Deleted => push_exists(self, plan, out),
+                _ => 0,
+            };
+            match plan.guard {
+                Guard::Integer(bounds) => push_guard(out, plan.request, bounds),
+                Guard::Float(bounds) => push_guard_float(out, plan.request, bounds),
+                _ => out.extend_from_slice(plan.request.bytes()),
+            }
+            let mut replies = before + 1;
+            match plan.capture {
+                Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
+                Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
+                _ => {}
+            }
+            if let Some((at, unit)) = plan.retain {
+                push_retain(out, plan.key, at, unit);
+                replies += 1;
+            }
+            client.expect(replies);
+            batch.slots.push(Slot::Write(WriteSlot {
+                client: Rc::clone(client),
+                ticket,
+                capture: plan.capture,
+                replies,
+                answer: before,
+                retained: plan.retain.is_some(),
+                warned: plan.guard == Guard::Watch,
+                changes,
+                notes: (batch.notes.len() - start) as u32,
+            }));
+        });
+        Ok(())
+    }
+
+    /// Lays out what will be true if the write is accepted. Returns the first ticket and the count.
+    fn note(
+        &self,
+        client: &Client,
+        plan: &Plan<'_>,
+        notes: &mut Vec<u8>,
+        intend: bool,
+    ) -> (u64, u32) {
+        let mut ledger = self.ledger.borrow_mut();
+        let first = ledger.next_ticket();
+        let session = client.session.borrow();
+        let actor = session.identity.as_ref().map_or("", |identity| identity.name());
+        let mut changes = 0;
+        let mut note = |key: &[u8], kind: &Kind| {
+            let ticket = if intend { ledger.intend(key) } else { ledger.ticket() };
+            push_note(notes, |out| {
+                let change =
+                    ChangeBuilder::begin(out, ticket, 0, kind.name(), plan.spec.name, actor, key);
+                fill(change, plan);
+            });
+            changes += 1;
+        };
+        match plan.capture {
+            Capture::Deleted => self.profiles(plan).for_each(|(key, kind)| note(key, kind)),
+            _ => note(plan.key, plan.kind),
+        }
+        if plan.capture == Capture::Guarded {
+            let violation = plan.kind.out_of_range(plan.request.argument(2));
+            push_note(notes, |out| out.extend_from_slice(violation.text().as_bytes()));
+        }
+        (first, changes)
+    }
+
+    /// The profiles among the keys of a DEL, each once.
+    fn profiles<'p>(&'p self, plan: &'p Plan<'_>) -> impl Iterator<Item = (&'p [u8], &'p Kind)> {
+        plan.request.arguments(1).enumerate().filter_map(|(index, key)| {
+            let repeated = plan.request.arguments(1).take(index).any(|earlier| earlier == key);
+            self.schema.kind_of(key).filter(|_| !repeated).map(|kind| (key, kind))
+        })
+    }
+
+    /// Runs the write on the embedded store. Nothing is ever in doubt there: the store is rebuilt
+    /// from the journal and the database, so a change that is not in them did not happen.
+    fn write_embedded(
+        &self,
+        mut engine: RefMut<'_, Engine>,
+        client: &Rc<Client>,
+        plan: &Plan<'_>,
+    ) -> Result<(), CommandError> {
+        let now_ms = now_ms();
+        if plan.capture == Capture::Deleted
+            && plan.request.arguments(1).any(|key| self.schema.kind_of(key).is_none())
+        {
+            return Err(CommandError::EmbeddedKey);
+        }
+        let field = plan.request.argument(2);
+        let current =
+            |engine: &mut Engine| engine.field(now_ms, plan.key, field).map(<[u8]>::to_vec);
+        let allowed = match plan.guard {
+            Guard::Integer(bounds) => integer_allowed(bounds, current(&mut engine)),
+            Guard::Float(bounds) => float_allowed(bounds, current(&mut engine)),
+            _ => true,
+        };
+        if !allowed {
+            return Err(self.violated(plan.kind.out_of_range(field)));
+        }
+        let (mut replies, mut notes) = (self.replies.borrow_mut(), self.notes.borrow_mut());
+        replies.clear();
+        notes.clear();
+        let (ticket, changes) = self.note(client, plan, &mut notes, false);
+        let mut writer = ReplyWriter::new(&mut replies, client.protocol.get());
+        let mut answer = 0;
+        if plan.capture == Capture::Deleted {
+            for (key, _) in self.profiles(plan) {
+                writer.integer(i64::from(engine.expires_ms(now_ms, key).is_some()));
+                answer += 1;
+            }
+        }
+        engine.execute(now_ms, plan.request, &mut writer);
+        let mut count = answer + 1 + probe_embedded(&mut engine, now_ms, plan, &mut writer);
+        if let Some((at, unit)) = plan.retain {
+            let moved = retain_embedded(&mut engine, now_ms, plan.key, at, unit);
+            writer.integer(if moved { at as i64 } else { -1 });
+            count += 1;
+        }
+        client.expect(count);
+        let slot = Slot::Write(WriteSlot {
+            client: Rc::clone(client),
+            ticket,
+            // The guard has spoken already, so the reply is the plain one.
+            capture: if plan.capture == Capture::Guarded { Capture::Value } else { plan.capture },
+            replies: count,
+            answer,
+            retained: plan.retain.is_some(),
+            warned: plan.guard == Guard::Watch,
+            changes,
+            notes: notes.len() as u32,
+        });
+        self.outcome.borrow_mut().replies(&slot, &notes, &replies, count);
+        Ok(())
+    }
+}
+
+/// Writes the part of a change that the request alone tells.
+fn fill(mut change: ChangeBuilder<'_>, plan: &Plan<'_>) {
+    let Route::Profile(write) = plan.spec.route else { return };
+    match write {
+        ProfileWrite::Delete => {
+            change.deleted();
+        }
+        ProfileWrite::Persist => {
+            change.expiry(crate::profile::Expiry::Never);
+        }
+        ProfileWrite::RemoveFields => {
+            plan.request.arguments(2).for_each(|field| {
+                change.removed(field);
+            });
+        }
+        _ => {}
+    }
+    let mut fields = change.fields();
+    match write {
+        ProfileWrite::SetFields | ProfileWrite::SetAbsent => {
+            let mut arguments = plan.request.arguments(2);
+            while let (Some(field), Some(value)) = (arguments.next(), arguments.next()) {
+                fields.set(field, value);
+            }
+        }
+        ProfileWrite::Increment | ProfileWrite::IncrementFloat => {
+            fields.set_later(plan.request.argument(2));
+        }
+        _ => {}
+    }
+}
+
+fn push(out: &mut Vec<u8>, arguments: &[&[u8]], replies: &mut u32) {
+    push_command(out, arguments, |_, _| {});
+    *replies += 1;
+}
+
+fn push_exists(proxy: &Proxy, plan: &Plan<'_>, out: &mut Vec<u8>) -> u32 {
+    let mut count = 0;
+    for (key, _) in proxy.profiles(plan) {
+        push(out, &[b"EXISTS", key], &mut count);
+    }
+    count
+}
+
+fn push_guard(out: &mut Vec<u8>, request: &Request<'_>, bounds: Bounds) {
+    let Bounds::Current { at_least, at_most } = bounds else { return };
+    let text = |bound: Option<i64>| bound.map_or(String::new(), |bound| bound.to_string());
+    push_script(out, script::GUARDED_INCREMENT, request, &text(at_least), &text(at_most));
+}
+
+fn push_guard_float(out: &mut Vec<u8>, request: &Request<'_>, bounds: FloatBounds) {
+    let FloatBounds::Sum { at_least, at_most, .. } = bounds else { return };
+    let text = |bound: Option<f64>| bound.map_or(String::new(), |bound| bound.to_string());
+    push_script(out, script::GUARDED_INCREMENT_FLOAT, request, &text(at_least), &text(at_most));
+}
+
+fn push_script(out: &mut Vec<u8>, script: &str, request: &Request<'_>, least: &str, most: &str) {
+    let [key, field, by] = [1, 2, 3].map(|index| request.argument(index));
+    let script: [&[u8]; 8] =
+        [b"EVAL", script.as_bytes(), b"1", key, field, by, least.as_bytes(), most.as_bytes()];
+    push_command(out, &script, |_, _| {});
+}
+
+fn push_retain(out: &mut Vec<u8>, key: &[u8], at: u64, unit: u64) {
+    let (mut first, mut second, mut third) =
+        (itoa::Buffer::new(), itoa::Buffer::new(), itoa::Buffer::new());
+    let script: [&[u8]; 7] = [
+        b"EVAL",
+        script::RETAIN.as_bytes(),
+        b"1",
+        key,
+        first.format(at).as_bytes(),
+        second.format(unit).as_bytes(),
+        third.format(super::retention::MARK_MS).as_bytes(),
+    ];
+    push_command(out, &script, |_, _| {});
+}
+
+/// Answers what would be asked behind the write on the lane; returns the number of answers.
+fn probe_embedded(
+    engine: &mut Engine,
+    now_ms: u64,
+    plan: &Plan<'_>,
+    writer: &mut ReplyWriter<'_>,
+) -> u32 {
+    let expires = engine.expires_ms(now_ms, plan.key);
+    match plan.capture {
+        Capture::Removed => writer.integer(i64::from(expires.is_some())),
+        Capture::Expiry => writer.integer(match expires {
+            None => -2,
+            Some(None) => -1,
+            Some(Some(at)) => at as i64,
+        }),
+        _ => return 0,
+    }
+    1
+}
+
+/// What `script::RETAIN` does at Redis.
+fn retain_embedded(engine: &mut Engine, now_ms: u64, key: &[u8], at: u64, unit: u64) -> bool {
+    let movable = match engine.expires_ms(now_ms, key) {
+        None => false,
+        Some(None) => true,
+        Some(Some(old)) => old < at && old % unit == super::retention::MARK_MS,
+    };
+    if movable {
+        engine.expire_at(now_ms, key, at);
+    }
+    movable
+}
+
+/// A value that is no integer is left to the store, which refuses it in Redis's words.
+fn integer_allowed(bounds: Bounds, current: Option<Vec<u8>>) -> bool {
+    let current = current.map_or(Some(0), |value| crate::resp::parse_integer(&value));
+    current.is_none_or(|current| bounds.allow(current))
+}
+
+fn float_allowed(bounds: FloatBounds, current: Option<Vec<u8>>) -> bool {
+    let Some(value) = current else { return bounds.allow(0.0) };
+    let value = std::str::from_utf8(&value).ok().and_then(|text| text.parse::<f64>().ok());
+    value.is_none_or(|current| bounds.allow(current))
+}

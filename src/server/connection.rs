@@ -1,0 +1,268 @@
+//! One client's connection: bytes in, batches of requests through dispatch, bytes out.
+//!
+//! One read yields any number of requests; they are dispatched together and answered with one
+//! write. Input waits in the socket while the client has too many replies to come or to read, so
+//! a client that never reads costs a bounded amount of memory.
+
+use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, task::Poll};
+
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::{TcpStream, tcp::OwnedReadHalf},
+};
+
+use super::Shared;
+use crate::{
+    auth::CostlyCheck,
+    dispatch::{Client, Step, Wanted},
+    resp::Scanner,
+};
+
+/// Memory that an idle connection keeps for unfinished requests.
+const KEPT_BYTES_MAX: usize = 16 << 10;
+/// Replies that a client may leave unread before its input has to wait.
+const UNREAD_BYTES_MAX: usize = 1 << 20;
+
+/// The task side of a client.
+pub(super) struct Connection {
+    shared: Rc<Shared>,
+    client: Rc<Client>,
+    read: OwnedReadHalf,
+    scanner: Scanner,
+    /// Input that is not dispatched: part of a request, or requests that have to wait.
+    pending: Vec<u8>,
+    /// What has to come before the next request is run; nothing but input, as a rule.
+    waits: Wanted,
+    draining: bool,
+    ending: bool,
+}
+
+/// What stops the dispatch of a batch.
+enum Pause {
+    /// The input is used up, but for the beginning of a request.
+    Input,
+    /// The client has to get replies first.
+    Replies(Wanted),
+    /// A password has to be checked on another thread.
+    Check(CostlyCheck),
+    /// The connection ends when the replies are out.
+    End,
+}
+
+impl Connection {
+    /// Makes a client of a new connection and enters it into the list.
+    pub(super) fn enter(
+        shared: Rc<Shared>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Self {
+        let (read, write) = stream.into_split();
+        let clients = &shared.proxy.clients;
+        let client = Client::new(clients.next_id(), peer, local, write);
+        clients.enter(&client);
+        Self {
+            scanner: Scanner::new(shared.limits.request),
+            shared,
+            client,
+            read,
+            pending: Vec::new(),
+            waits: Wanted::Nothing,
+            draining: false,
+            ending: false,
+        }
+    }
+
+    /// Serves the client until it leaves, is cut off, or the proxy stops.
+    pub(super) async fn run(mut self) {
+        // A connection that breaks needs no words: whoever broke it knows.
+        let _ = self.converse().await;
+        self.client.close();
+        let proxy = &self.shared.proxy;
+        proxy.clients.leave(&self.client);
+        proxy.metrics.connections_open.set(proxy.clients.len() as u64);
+    }
+
+    async fn converse(&mut self) -> io::Result<()> {
+        let client = Rc::clone(&self.client);
+        let draining = self.shared.draining.clone();
+        loop {
+            if self.is_over() {
+                return Ok(());
+            }
+            if self.may_go_on() {
+                self.waits = Wanted::Nothing;
+                client.want(Wanted::Nothing);
+                self.take_and_act(0).await;
+                continue;
+            }
+            let (writable, backlog) = client.backlog();
+            let listens = !self.ending && self.waits == Wanted::Nothing;
+            tokio::select! {
+                biased;
+                received = receive(&mut self.read, &self.shared),
+                    if listens && backlog <= UNREAD_BYTES_MAX =>
+                {
+                    let count = received?;
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    self.take_and_act(count).await;
+                }
+                () = client.woken() => {}
+                ready = client.writable(), if writable > 0 => {
+                    ready?;
+                    client.flush();
+                }
+                () = draining.cancelled(), if !self.draining => {
+                    self.draining = true;
+                    self.receive_last()?;
+                    self.take_and_act(0).await;
+                }
+            }
+        }
+    }
+
+    /// Tells whether nothing is left to be done for this client.
+    fn is_over(&self) -> bool {
+        let (_, backlog) = self.client.backlog();
+        if backlog > self.shared.limits.output_bytes_max {
+            self.shared.proxy.metrics.connections_cut.add(1);
+            return true;
+        }
+        let answered = backlog == 0 && self.client.in_flight() == 0;
+        self.client.is_closed() || self.ending && answered
+    }
+
+    /// Tells whether what the next request has been waiting for is here.
+    fn may_go_on(&self) -> bool {
+        match self.waits {
+            Wanted::Nothing => false,
+            Wanted::Room => self.client.in_flight() <= self.shared.limits.inflight_max / 2,
+            Wanted::Drained => self.client.in_flight() == 0,
+        }
+    }
+
+    /// Takes what had been received when the proxy was told to stop.
+    fn receive_last(&mut self) -> io::Result<()> {
+        let mut input = self.shared.input.borrow_mut();
+        loop {
+            match self.read.try_read(&mut input) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.pending.extend_from_slice(input.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Dispatches what is there, `count` fresh bytes included, and does what that asks for.
+    async fn take_and_act(&mut self, count: usize) {
+        let mut pause = self.take(count);
+        loop {
+            match pause {
+                Pause::Input => self.ending |= self.draining,
+                Pause::Replies(wanted) => {
+                    self.waits = wanted;
+                    self.client.want(wanted);
+                }
+                Pause::Check(check) => {
+                    self.verify(check).await;
+                    pause = self.take(0);
+                    continue;
+                }
+                Pause::End => {
+                    self.ending = true;
+                    self.pending = Vec::new();
+                }
+            }
+            return;
+        }
+    }
+
+    /// Dispatches input: straight from the shared buffer when nothing is left from before.
+    fn take(&mut self, count: usize) -> Pause {
+        let shared = Rc::clone(&self.shared);
+        let input = shared.input.borrow();
+        let fresh = input.get(..count).unwrap_or_default();
+        let pause = if self.pending.is_empty() {
+            let (used, pause) = self.dispatch(fresh);
+            self.pending.extend_from_slice(fresh.get(used..).unwrap_or_default());
+            pause
+        } else {
+            let mut pending = std::mem::take(&mut self.pending);
+            pending.extend_from_slice(fresh);
+            let (used, pause) = self.dispatch(&pending);
+            pending.drain(..used);
+            self.pending = pending;
+            pause
+        };
+        if self.pending.is_empty() {
+            self.pending.shrink_to(KEPT_BYTES_MAX);
+            self.scanner.shrink();
+        }
+        shared.proxy.finish_batch(&self.client);
+        pause
+    }
+
+    /// Runs whole requests until the input ends or something has to come first; returns how many
+    /// bytes they took.
+    fn dispatch(&mut self, input: &[u8]) -> (usize, Pause) {
+        let proxy = &self.shared.proxy;
+        let limits = &self.shared.limits;
+        let mut used = 0;
+        self.scanner.authenticated(proxy.is_let_in(&self.client));
+        loop {
+            let rest = input.get(used..).unwrap_or_default();
+            let length = match self.scanner.scan(rest) {
+                Ok(Some(length)) => length,
+                Ok(None) if rest.len() > limits.query_bytes_max => return (used, Pause::End),
+                Ok(None) => return (used, Pause::Input),
+                Err(error) => {
+                    proxy.protocol_error(&self.client, error);
+                    return (used, Pause::End);
+                }
+            };
+            let request = self.scanner.request(rest.get(..length).unwrap_or_default());
+            if !request.is_empty() {
+                match proxy.run(&self.client, &request) {
+                    Step::Next => {}
+                    Step::LoggedIn => self.scanner.authenticated(proxy.is_let_in(&self.client)),
+                    Step::Drain => return (used, Pause::Replies(Wanted::Drained)),
+                    Step::Verify(check) => return (used, Pause::Check(check)),
+                    Step::Close => return (used, Pause::End),
+                }
+            }
+            used += length;
+            if self.client.in_flight() >= limits.inflight_max {
+                return (used, Pause::Replies(Wanted::Room));
+            }
+        }
+    }
+
+    /// Runs a password check on a blocking thread, a few at a time.
+    async fn verify(&mut self, check: CostlyCheck) {
+        let permit = self.shared.checks.acquire().await;
+        let identity = tokio::task::spawn_blocking(move || check.run()).await;
+        drop(permit);
+        self.shared.proxy.verified(&self.client, identity.unwrap_or(None));
+    }
+}
+
+/// Reads into the buffer that all connections share; what it holds must be taken before the next
+/// await, when another connection may read.
+async fn receive(read: &mut OwnedReadHalf, shared: &Shared) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut input = shared.input.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut input);
+        match Pin::new(&mut *read).poll_read(context, &mut buffer) {
+            Poll::Ready(result) => Poll::Ready(result.map(|()| {
+                let count = buffer.filled().len();
+                shared.proxy.metrics.bytes_in.add(count as u64);
+                count
+            })),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

@@ -1,0 +1,217 @@
+//! The lane: where clients leave requests, and the task that carries them over the link.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    Batch, Config, Failure, Receiver, RedisAddress, Slot, UpstreamError, handshake, link::Link,
+};
+use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
+
+/// The pauses between attempts to connect.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What can be expected of the link right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// No link yet, since the start of the program.
+    Starting,
+    /// Requests are carried.
+    Up,
+    /// The link was lost and is being made again.
+    Down,
+}
+
+/// The handle with which requests are put on the lane. It belongs to one worker thread.
+pub struct Lane<S> {
+    queue: Rc<Queue<S>>,
+}
+
+impl<S> Clone for Lane<S> {
+    fn clone(&self) -> Self {
+        Self { queue: Rc::clone(&self.queue) }
+    }
+}
+
+/// Requests that wait for the next write, apart by protocol: Redis answers in one protocol at a
+/// time, and requests of different clients may pass each other until they are sent.
+pub(super) struct Queue<S> {
+    waiting: RefCell<[Batch<S>; 2]>,
+    wake: Notify,
+    state: Cell<LinkState>,
+    resp3: Cell<bool>,
+    version: RefCell<String>,
+}
+
+impl<S: Slot> Lane<S> {
+    /// Makes a lane without a link; [`Self::run`] makes and keeps the link.
+    #[must_use]
+    pub fn new() -> Self {
+        let waiting = [Batch::new(Protocol::Resp2), Batch::new(Protocol::Resp3)];
+        Self {
+            queue: Rc::new(Queue {
+                waiting: RefCell::new(waiting),
+                wake: Notify::new(),
+                state: Cell::new(LinkState::Starting),
+                resp3: Cell::new(true),
+                version: RefCell::new("0.0.0".to_owned()),
+            }),
+        }
+    }
+
+    /// Returns what can be expected of the link.
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.queue.state.get()
+    }
+
+    /// Tells whether the upstream can answer in RESP3 (Redis 6 and later).
+    #[must_use]
+    pub fn speaks_resp3(&self) -> bool {
+        self.queue.resp3.get()
+    }
+
+    /// Returns the version of the Redis that was connected last.
+    #[must_use]
+    pub fn redis_version(&self) -> String {
+        self.queue.version.borrow().clone()
+    }
+
+    /// Lets `fill` add requests and slots to what goes out next. Only while the link is up.
+    pub fn submit<R>(&self, protocol: Protocol, fill: impl FnOnce(&mut Batch<S>) -> R) -> R {
+        let mut waiting = self.queue.waiting.borrow_mut();
+        let [resp2, resp3] = &mut *waiting;
+        fill(match protocol {
+            Protocol::Resp2 => resp2,
+            Protocol::Resp3 => resp3,
+        })
+    }
+
+    /// Wakes the lane if something waits. Called once per batch of a client, not per request.
+    pub fn wake(&self) {
+        if self.queue.waiting.borrow().iter().any(|batch| !batch.is_empty()) {
+            self.queue.wake.notify_one();
+        }
+    }
+
+    /// Makes the link, keeps it, and makes it again whenever it is lost, until cancelled.
+    pub async fn run<R: Receiver<Slot = S>>(
+        self,
+        address: RedisAddress,
+        config: Config,
+        receiver: Rc<RefCell<R>>,
+        metrics: Arc<Metrics>,
+        name: String,
+        cancel: CancellationToken,
+    ) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut told = false;
+        loop {
+            let greeting = tokio::select! {
+                () = cancel.cancelled() => return,
+                greeting = handshake::connect(&address, &config, &name) => greeting,
+            };
+            match greeting {
+                Ok(greeting) => {
+                    let version = greeting.version.clone();
+                    info!(upstream = %address, redis_version = version, "connected to the upstream");
+                    self.queue.resp3.set(greeting.resp3);
+                    self.queue.version.replace(version);
+                    told = false;
+                    metrics.upstream_links.add(1);
+                    metrics.upstream_up.set(1);
+                    let link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
+                    let end = self.carry(link, &receiver, &cancel, &mut backoff).await;
+                    metrics.upstream_up.set(0);
+                    let Some(error) = end else { return };
+                    warn!(upstream = %address, %error, "lost the upstream; connecting again");
+                }
+                Err(error) => {
+                    if !told {
+                        warn!(upstream = %address, %error, "the upstream cannot be reached; trying again");
+                        told = true;
+                    }
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+
+    /// Serves one link until it ends; `None` when the end was asked for.
+    async fn carry<R: Receiver<Slot = S>>(
+        &self,
+        mut link: Link<S>,
+        receiver: &Rc<RefCell<R>>,
+        cancel: &CancellationToken,
+        backoff: &mut Backoff,
+    ) -> Option<UpstreamError> {
+        let mut first = Batch::new(Protocol::Resp2);
+        receiver.borrow_mut().recover(&mut first);
+        if !first.is_empty() {
+            link.send(first, &mut *receiver.borrow_mut());
+        }
+        self.queue.state.set(LinkState::Up);
+        let end = tokio::select! {
+            () = cancel.cancelled() => None,
+            end = link.carry(&self.queue, receiver) => Some(end),
+        };
+        if link.proved_useful() {
+            backoff.reset();
+        }
+        self.queue.state.set(LinkState::Down);
+        let mut receiver = receiver.borrow_mut();
+        link.fail_all(&mut *receiver);
+        for batch in self.queue.waiting.borrow_mut().iter_mut() {
+            let mut notes_at = 0;
+            for slot in &batch.slots {
+                let notes = batch.notes.get(notes_at..).unwrap_or_default();
+                receiver.failed(slot, notes, slot.replies(), Failure::NotSent);
+                notes_at += slot.note_bytes();
+            }
+            batch.clear();
+        }
+        receiver.settle();
+        end
+    }
+}
+
+impl<S: Slot> Default for Lane<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Queue<S> {
+    /// Waits until something is there to be sent, or may be.
+    pub(super) async fn filled(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Takes what waits, into an empty batch of the same protocol.
+    pub(super) fn take(&self, protocol: Protocol, empty: Batch<S>) -> Batch<S> {
+        let mut waiting = self.waiting.borrow_mut();
+        let [resp2, resp3] = &mut *waiting;
+        let slot = match protocol {
+            Protocol::Resp2 => resp2,
+            Protocol::Resp3 => resp3,
+        };
+        std::mem::replace(slot, Batch { protocol, ..empty })
+    }
+
+    /// Tells whether anything waits for this protocol.
+    pub(super) fn has(&self, protocol: Protocol) -> bool {
+        self.waiting.borrow().iter().any(|batch| batch.protocol == protocol && !batch.is_empty())
+    }
+}

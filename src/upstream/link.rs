@@ -1,0 +1,355 @@
+//! One connection to Redis while it lasts: what is in flight on it, and whose turn the next reply is.
+//!
+//! A reply that nobody waits for, or bytes that are not RESP, end the link: after that no reply
+//! could be trusted to be anybody's (the bug that every proxy of this kind has had).
+
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+
+use tokio::{
+    io::AsyncReadExt,
+    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    time::Instant,
+};
+
+use super::{Batch, Failure, Receiver, Slot, UpstreamError, handshake::Greeting, lane::Queue};
+use crate::{
+    metrics::Metrics,
+    resp::{Framer, Protocol, ReplyKind},
+};
+
+/// Room for replies that is kept ready; larger replies make it grow for as long as they need.
+const READ_BYTES: usize = 64 << 10;
+/// Requests are left in the queue while this much waits for the socket.
+const UNSENT_BYTES_MAX: usize = 1 << 20;
+/// Emptied batches that are kept for their memory.
+const SPARE_BATCHES_MAX: usize = 8;
+
+/// A batch on its way, and how far its replies have come.
+struct Flight<S> {
+    batch: Batch<S>,
+    /// The slot whose turn it is.
+    slot: usize,
+    /// Replies that this slot has had.
+    had: u32,
+    notes_at: usize,
+    /// Replies to the proxy's own requests in front of the batch; nobody waits for them.
+    swallow: u32,
+    /// The batch was refused before it was sent; its slots fail when their turn comes.
+    refused: bool,
+    sent_at: Instant,
+    /// Offset of the batch's first byte in everything that was ever queued for the socket.
+    starts_at: u64,
+}
+
+pub(super) struct Link<S> {
+    read: OwnedReadHalf,
+    write: OwnedWriteHalf,
+    framer: Framer,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    written: usize,
+    written_total: u64,
+    flights: VecDeque<Flight<S>>,
+    spare: Vec<Batch<S>>,
+    protocol: Protocol,
+    reply_timeout: Duration,
+    metrics: Arc<Metrics>,
+    heard_at: Instant,
+    useful: bool,
+}
+
+impl<S: Slot> Link<S> {
+    pub(super) fn new(greeting: Greeting, reply_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        let (read, write) = greeting.stream.into_split();
+        Self {
+            read,
+            write,
+            framer: Framer::default(),
+            input: Vec::with_capacity(READ_BYTES),
+            output: Vec::new(),
+            written: 0,
+            written_total: 0,
+            flights: VecDeque::new(),
+            spare: Vec::new(),
+            protocol: Protocol::Resp2,
+            reply_timeout,
+            metrics,
+            heard_at: Instant::now(),
+            useful: false,
+        }
+    }
+
+    /// Tells whether Redis ever answered on this link; only then is its loss a fresh event.
+    pub(super) fn proved_useful(&self) -> bool {
+        self.useful
+    }
+
+    /// Carries requests and replies until the link ends.
+    pub(super) async fn carry<R: Receiver<Slot = S>>(
+        &mut self,
+        queue: &Queue<S>,
+        receiver: &Rc<RefCell<R>>,
+    ) -> UpstreamError {
+        let mut watch = tokio::time::interval(self.reply_timeout / 4);
+        loop {
+            self.take_waiting(queue, &mut *receiver.borrow_mut());
+            if let Err(error) = self.write_some() {
+                return error;
+            }
+            tokio::select! {
+                biased;
+                read = self.read.read_buf(&mut self.input) => {
+                    if let Err(error) = self.take_replies(read, receiver) {
+                        return error;
+                    }
+                }
+                () = queue.filled() => {}
+                ready = self.write.writable(), if self.unsent() > 0 => {
+                    if let Err(error) = ready {
+                        return error.into();
+                    }
+                }
+                _ = watch.tick() => {
+                    if self.is_overdue() {
+                        return UpstreamError::Timeout;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts a batch behind what is already on its way.
+    pub(super) fn send<R: Receiver<Slot = S>>(&mut self, batch: Batch<S>, receiver: &mut R) {
+        let refused = !receiver.may_send(&batch);
+        let starts_at = self.written_total + self.unsent() as u64;
+        let swallow = u32::from(!refused && batch.protocol != self.protocol);
+        if swallow > 0 {
+            self.protocol = batch.protocol;
+            self.output.extend_from_slice(match batch.protocol {
+                Protocol::Resp2 => b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n",
+                Protocol::Resp3 => b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n",
+            });
+        }
+        if !refused {
+            self.metrics.upstream_batches.add(1);
+            self.output.extend_from_slice(&batch.bytes);
+        }
+        self.flights.push_back(Flight {
+            batch,
+            slot: 0,
+            had: 0,
+            notes_at: 0,
+            swallow,
+            refused,
+            sent_at: Instant::now(),
+            starts_at,
+        });
+    }
+
+    /// Tells everybody in flight that no reply will come.
+    pub(super) fn fail_all<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) {
+        for mut flight in std::mem::take(&mut self.flights) {
+            let unsent = flight.refused || flight.starts_at >= self.written_total;
+            flight.fail(receiver, if unsent { Failure::NotSent } else { Failure::Unknown });
+        }
+    }
+
+    /// Moves what waits in the queue onto the link: first what Redis can answer in the protocol
+    /// that it speaks already, then the rest behind one `HELLO`.
+    fn take_waiting<R: Receiver<Slot = S>>(&mut self, queue: &Queue<S>, receiver: &mut R) {
+        if self.unsent() > UNSENT_BYTES_MAX {
+            return;
+        }
+        let order = match self.protocol {
+            Protocol::Resp2 => [Protocol::Resp2, Protocol::Resp3],
+            Protocol::Resp3 => [Protocol::Resp3, Protocol::Resp2],
+        };
+        for protocol in order {
+            if queue.has(protocol) {
+                let empty = self.spare.pop().unwrap_or_else(|| Batch::new(protocol));
+                let batch = queue.take(protocol, empty);
+                self.send(batch, receiver);
+            }
+        }
+        // A batch that was refused or that waits for nothing is answered at once.
+        if self.finish_flights(receiver) {
+            receiver.settle();
+        }
+    }
+
+    fn unsent(&self) -> usize {
+        self.output.len() - self.written
+    }
+
+    fn write_some(&mut self) -> Result<(), UpstreamError> {
+        while self.unsent() > 0 {
+            match self.write.try_write(self.output.get(self.written..).unwrap_or_default()) {
+                Ok(0) => return Err(UpstreamError::Closed),
+                Ok(count) => {
+                    self.written += count;
+                    self.written_total += count as u64;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.output.clear();
+        self.output.shrink_to(UNSENT_BYTES_MAX);
+        self.written = 0;
+        Ok(())
+    }
+
+    fn take_replies<R: Receiver<Slot = S>>(
+        &mut self,
+        read: std::io::Result<usize>,
+        receiver: &Rc<RefCell<R>>,
+    ) -> Result<(), UpstreamError> {
+        if read? == 0 {
+            return Err(UpstreamError::Closed);
+        }
+        self.heard_at = Instant::now();
+        self.useful = true;
+        let mut receiver = receiver.borrow_mut();
+        let result = self.hand_over(&mut *receiver);
+        receiver.settle();
+        result
+    }
+
+    /// Frames what has been read and hands it to the slots in their order.
+    fn hand_over<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) -> Result<(), UpstreamError> {
+        // Replies between `start` and `end` are whole and belong to the slot whose turn it is.
+        let (mut start, mut end, mut count) = (0, 0, 0);
+        let mut result = Ok(());
+        loop {
+            self.finish_flights(receiver);
+            let framed = match self.framer.frame(self.input.get(end..).unwrap_or_default()) {
+                Ok(Some(length)) => length,
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error.into());
+                    break;
+                }
+            };
+            let reply = self.input.get(end..end + framed).unwrap_or_default();
+            let push = ReplyKind::of(reply) == ReplyKind::Push;
+            let Some(flight) = self.flights.front_mut() else {
+                if push {
+                    end += framed;
+                    start = end;
+                    continue;
+                }
+                result = Err(UpstreamError::StrayReply);
+                break;
+            };
+            if push || flight.swallow > 0 {
+                // A run that was begun ends here: the bytes in between are nobody's.
+                if count > 0 && !flight.is_whole() {
+                    flight.deliver(receiver, &self.input, start..end, count);
+                } else if count > 0 {
+                    result = Err(UpstreamError::StrayReply);
+                    break;
+                }
+                flight.swallow -= u32::from(!push);
+                end += framed;
+                (start, count) = (end, 0);
+                continue;
+            }
+            end += framed;
+            count += 1;
+            if flight.had + count == flight.owed() {
+                flight.deliver(receiver, &self.input, start..end, count);
+                (start, count) = (end, 0);
+            }
+        }
+        if let Some(flight) = self.flights.front_mut()
+            && count > 0
+            && !flight.is_whole()
+        {
+            flight.deliver(receiver, &self.input, start..end, count);
+            start = end;
+        } else if count > 0 {
+            // The slot wants its replies together: they are framed once more with the rest.
+            self.framer = Framer::default();
+        }
+        self.input.drain(..start);
+        if self.input.is_empty() {
+            self.input.shrink_to(READ_BYTES);
+        }
+        result
+    }
+
+    /// Answers the slots at the front that wait for nothing, and puts finished flights aside.
+    fn finish_flights<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) -> bool {
+        let mut answered = false;
+        while let Some(flight) = self.flights.front_mut() {
+            if flight.swallow > 0 {
+                return answered;
+            }
+            if flight.refused {
+                flight.fail(receiver, Failure::NotSent);
+                answered = true;
+            }
+            while flight.slot < flight.batch.slots.len() && flight.owed() == 0 {
+                flight.deliver(receiver, &[], 0..0, 0);
+                answered = true;
+            }
+            if flight.slot < flight.batch.slots.len() {
+                return answered;
+            }
+            if let Some(Flight { mut batch, sent_at, .. }) = self.flights.pop_front() {
+                self.metrics.upstream_round_trip.observe(sent_at.elapsed());
+                batch.clear();
+                if self.spare.len() < SPARE_BATCHES_MAX {
+                    self.spare.push(batch);
+                }
+            }
+        }
+        answered
+    }
+
+    fn is_overdue(&self) -> bool {
+        let Some(oldest) = self.flights.front() else { return false };
+        self.heard_at.max(oldest.sent_at).elapsed() > self.reply_timeout
+    }
+}
+
+impl<S: Slot> Flight<S> {
+    fn owed(&self) -> u32 {
+        self.batch.slots.get(self.slot).map_or(0, Slot::replies)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.batch.slots.get(self.slot).is_some_and(Slot::whole)
+    }
+
+    fn advance(&mut self) {
+        self.notes_at += self.batch.slots.get(self.slot).map_or(0, Slot::note_bytes);
+        self.slot += 1;
+        self.had = 0;
+    }
+
+    fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure) {
+        while let Some(slot) = self.batch.slots.get(self.slot) {
+            let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
+            receiver.failed(slot, notes, slot.replies() - self.had, failure);
+            self.advance();
+        }
+    }
+
+    fn deliver<R: Receiver<Slot = S>>(
+        &mut self,
+        receiver: &mut R,
+        input: &[u8],
+        range: std::ops::Range<usize>,
+        count: u32,
+    ) {
+        if let Some(slot) = self.batch.slots.get(self.slot) {
+            let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
+            receiver.replies(slot, notes, input.get(range).unwrap_or_default(), count);
+            self.had += count;
+            if self.had == slot.replies() {
+                self.advance();
+            }
+        }
+    }
+}
