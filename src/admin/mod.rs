@@ -1,1 +1,163 @@
-//! admin
+//! The port for operators: health for orchestrators, figures for Prometheus.
+//!
+//! ```text
+//! /livez    the process runs                                       always 200
+//! /readyz   commands are served: 200, else 503; ?verbose says why  (/healthz is the same)
+//! /metrics  the text format of Prometheus
+//! ```
+//!
+//! A database that is away does not make the proxy unready: writes are journaled meanwhile. It
+//! shows in `?verbose` and in the metrics.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    journal::Journal,
+    metrics::{Exposition, Metrics},
+    sinks::{FailureClass, Status},
+};
+
+/// What the port shows.
+pub struct Admin {
+    /// What the worker counts.
+    pub metrics: Arc<Metrics>,
+    /// The journal.
+    pub journal: Journal,
+    /// How far the database is.
+    pub sink: Arc<Status>,
+    /// Set when the proxy is told to stop.
+    pub draining: AtomicBool,
+}
+
+/// Serves the port until cancelled.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: TcpListener,
+    admin: Arc<Admin>,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/healthz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(admin);
+    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+}
+
+async fn ready(
+    State(admin): State<Arc<Admin>>,
+    RawQuery(query): RawQuery,
+) -> impl IntoResponse + use<> {
+    let checks = admin.checks();
+    let ready = checks.iter().all(|check| check.passes || !check.needed);
+    let mut text = String::new();
+    let verbose =
+        query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
+    if verbose {
+        for check in checks {
+            let sign = if check.passes { "+" } else { "-" };
+            let _ = writeln!(text, "[{sign}]{} {}", check.name, check.says);
+        }
+    }
+    text.push_str(if ready { "ok\n" } else { "not ready\n" });
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.expose())
+}
+
+struct Check {
+    name: &'static str,
+    passes: bool,
+    /// The proxy is not ready without it.
+    needed: bool,
+    says: &'static str,
+}
+
+impl Admin {
+    fn checks(&self) -> [Check; 4] {
+        let stops = self.draining.load(Ordering::Relaxed);
+        let upstream = self.metrics.upstream_up.value() > 0;
+        let journal = !self.journal.is_poisoned();
+        let database = self.sink.is_connected();
+        let check = |name, passes, needed, yes, no| Check {
+            name,
+            passes,
+            needed,
+            says: if passes { yes } else { no },
+        };
+        [
+            check("serving", !stops, true, "ok", "failed: the proxy is stopping"),
+            check("upstream", upstream, true, "ok", "failed: Redis cannot be reached"),
+            check("journal", journal, true, "ok", "failed: it cannot be written; restart needed"),
+            check("database", database, false, "ok", "behind: it cannot be reached"),
+        ]
+    }
+
+    fn expose(&self) -> String {
+        let mut text = Exposition::default();
+        text.family("profile_proxy_build_info", "gauge", "The version that runs.");
+        text.labelled("version", env!("CARGO_PKG_VERSION"), 1);
+        self.metrics.expose(&mut text);
+        self.expose_journal(&mut text);
+        self.expose_sink(&mut text);
+        text.finish()
+    }
+
+    fn expose_journal(&self, text: &mut Exposition) {
+        let journal = &self.journal;
+        text.counter("journal_records_total", "Records ever written.", journal.appended().0);
+        text.gauge("journal_bytes", "Bytes that the journal holds.", journal.bytes());
+        text.gauge("journal_bytes_max", "Its quota in bytes.", journal.bytes_max());
+        let help = "Whether a write or sync has failed.";
+        text.gauge("journal_poisoned", help, u64::from(journal.is_poisoned()));
+        let help = "How long a sync of the journal takes.";
+        let nanos = journal.fsync_nanos_total();
+        text.histogram("journal_fsync_seconds", help, &journal.fsync_buckets(), nanos);
+    }
+
+    fn expose_sink(&self, text: &mut Exposition) {
+        let (sink, journal) = (&self.sink, &self.journal);
+        let waiting = journal.appended().0.saturating_sub(sink.delivered().0);
+        text.gauge("sink_up", "Whether the database is there.", u64::from(sink.is_connected()));
+        text.gauge("sink_waiting_records", "Records that the database has yet to get.", waiting);
+        let age = sink.oldest_undelivered_at_ms().map_or(0.0, age_seconds);
+        text.seconds("sink_oldest_change_seconds", "Age of the oldest undelivered change.", age);
+        text.counter("sink_changes_total", "Changes that the database has.", sink.changes());
+        text.counter("sink_batches_total", "Transactions that brought them.", sink.batches());
+        text.counter("sink_dead_letters_total", "Records set aside.", sink.dead_letters());
+        let help = "Profiles whose changes are set aside.";
+        text.gauge("sink_quarantined_keys", help, sink.quarantined_keys());
+        let help = "Failed deliveries by class.";
+        text.family("profile_proxy_sink_failures_total", "counter", help);
+        for class in FailureClass::ALL {
+            text.labelled("class", class.label(), sink.failures(class));
+        }
+    }
+}
+
+fn age_seconds(at_ms: u64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    now.saturating_sub(at_ms) as f64 / 1000.0
+}

@@ -1,0 +1,121 @@
+//! The background thread: delivery to the database, the admin port, and signals.
+
+use std::{
+    convert::Infallible,
+    net::TcpListener as StdListener,
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tracing::{error, info, warn};
+
+use super::{AppError, Stops};
+use crate::{
+    admin::{self, Admin},
+    sinks::{Delivery, DeliveryError},
+};
+
+/// How long the admin port is served on after the end.
+const ADMIN_PATIENCE: Duration = Duration::from_millis(200);
+
+/// What runs beside the worker.
+pub(super) struct Background {
+    pub(super) delivery: Delivery,
+    pub(super) admin: Arc<Admin>,
+    pub(super) port: StdListener,
+    /// How long clients may take to get their replies at the end.
+    pub(super) patience: Duration,
+}
+
+impl Background {
+    /// Starts the background thread; it ends when the database has everything or time is up.
+    pub(super) fn start(self, runtime: Runtime, stops: Stops) -> Result<JoinHandle<()>, AppError> {
+        let system = |what: &str, source| AppError::System { what: what.to_owned(), source };
+        let inside = runtime.enter();
+        let handler = |kind| signal(kind).map_err(|source| system("handle signals", source));
+        let signals = [handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?];
+        drop(inside);
+        let thread = thread::Builder::new().name("background".to_owned());
+        let started = thread.spawn(move || runtime.block_on(self.run(signals, stops)));
+        started.map_err(|source| system("start a thread", source))
+    }
+
+    async fn run(self, signals: [Signal; 2], stops: Stops) {
+        let stopping =
+            await_signals(signals, stops.clone(), self.patience, Arc::clone(&self.admin));
+        let delivering = deliver(self.delivery, &stops);
+        let serving = serve_admin(self.port, self.admin, &stops);
+        tokio::select! {
+            _ = async { tokio::join!(delivering, serving) } => {}
+            never = stopping => match never {},
+        }
+    }
+}
+
+/// Brings the journal to the database until the worker has ended, and then what is left.
+async fn deliver(delivery: Delivery, stops: &Stops) {
+    let run = Box::pin(delivery.run(stops.carried.child_token()));
+    match stops.now.run_until_cancelled(run).await {
+        None => warn!("told to end now; the journal keeps what the database has yet to get"),
+        Some(Ok(())) => info!("the database has everything"),
+        Some(Err(DeliveryError::Unfinished { left })) => {
+            warn!(records = left, "the journal keeps what the database has yet to get");
+        }
+        Some(Err(error)) => error!(%error, "the delivery to the database has ended"),
+    }
+}
+
+async fn serve_admin(port: StdListener, admin: Arc<Admin>, stops: &Stops) {
+    let serving = async {
+        let listener = TcpListener::from_std(port)?;
+        admin::serve(listener, admin, stops.carried.child_token()).await
+    };
+    // A scraper that keeps its connection open must not hold up the end.
+    let patient = async {
+        stops.carried.cancelled().await;
+        tokio::time::sleep(ADMIN_PATIENCE).await;
+    };
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            error!(%error, "the admin port is not served any more");
+        },
+        () = patient => {}
+    }
+}
+
+/// Turns the first signal into a drain and the second into an end.
+async fn await_signals(
+    [mut terminate, mut interrupt]: [Signal; 2],
+    stops: Stops,
+    patience: Duration,
+    admin: Arc<Admin>,
+) -> Infallible {
+    let mut signalled = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    signalled().await;
+    info!("stopping: no new clients; those that are here get their replies");
+    admin.draining.store(true, Ordering::Relaxed);
+    stops.draining.cancel();
+    let late = async {
+        tokio::time::sleep(patience).await;
+        stops.hurry.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = late => {}
+        () = signalled() => {}
+    }
+    stops.hurry.cancel();
+    stops.now.cancel();
+    std::future::pending().await
+}

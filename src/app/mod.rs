@@ -1,0 +1,258 @@
+//! The start-up and the end of the program, as a story: what is opened first is closed last.
+//!
+//! Two threads, each with a runtime of its own: the *worker* carries commands on the main thread,
+//! alone with itself, so nothing there needs a lock; the *background* delivers to the database,
+//! serves the admin port and listens to signals.
+
+mod background;
+mod worker;
+
+use std::{
+    cell::RefCell,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::Arc,
+};
+
+use thiserror::Error;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::LocalSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::{
+    admin::Admin,
+    auth::Auth,
+    command::TABLE,
+    config::{Config, DatabaseAddress, UpstreamAddress},
+    dispatch::{self, Ledger},
+    engine::Engine,
+    journal::{self, JournalError, Opened},
+    metrics::Metrics,
+    schema::{FieldType, Rule, Schema},
+    sinks::{self, ColumnType, Database, Delivery, DeliveryError, KindColumns, SinkError},
+};
+use background::Background;
+use worker::{Leftover, Worker};
+
+/// Why the program could not start, or did not end well.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// A configuration that was not loaded by [`crate::config::load`].
+    #[error("the configuration has faults; `profile-proxy check` lists them")]
+    Configuration,
+    /// A runtime, a folder or a signal handler.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The failure.
+        source: io::Error,
+    },
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address} ({flag}): {source}; is another program using it?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that changes it.
+        flag: &'static str,
+        /// The failure.
+        source: io::Error,
+    },
+    /// The journal.
+    #[error("journal: {0}")]
+    Journal(#[from] JournalError),
+    /// The database, where it is needed at the start.
+    #[error("database: {0}")]
+    Database(#[from] SinkError),
+    /// The delivery to the database, where it is needed at the start.
+    #[error("database: {0}")]
+    Delivery(#[from] DeliveryError),
+}
+
+/// Runs the proxy until it is told to stop.
+///
+/// # Errors
+/// When it cannot start; everything that can go wrong later is handled where it happens.
+pub fn run(config: &Config) -> Result<(), AppError> {
+    // Loading the configuration has compiled both once, so neither fails here.
+    let schema = Schema::compile(&config.profile).map_err(|_| AppError::Configuration)?;
+    let auth = Auth::compile(&config.user).map_err(|_| AppError::Configuration)?;
+    let (worker_runtime, runtime) = (new_runtime()?, new_runtime()?);
+
+    // The ports first: two proxies on one port is the most common mistake.
+    let clients = listen(config.listen, "--listen")?;
+    let admin_port = listen(config.admin, "--admin")?;
+
+    // The journal, and what the last run has left in it.
+    let opened = open_journal(config)?;
+    let (next_ticket, in_doubt) = dispatch::scan(&opened.journal)?;
+
+    // The database, and its delivery.
+    let inside = runtime.enter();
+    let database = Database::open(&database_url(config), &columns(&schema), &config.sink)?;
+    drop(inside);
+    let mut delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+    let embedded = match &config.upstream {
+        UpstreamAddress::Embedded => Some(runtime.block_on(restore(&mut delivery, &database))?),
+        UpstreamAddress::Redis { .. } => None,
+    };
+
+    let rules = Rule::ALL.map(Rule::label);
+    let metrics = Arc::new(Metrics::new(TABLE.iter().map(|spec| spec.name).collect(), &rules));
+    let admin = Arc::new(Admin {
+        metrics: Arc::clone(&metrics),
+        journal: opened.journal.clone(),
+        sink: delivery.status(),
+        draining: false.into(),
+    });
+    print_banner(config, &schema, &opened);
+
+    let stops = Stops::default();
+    let background =
+        Background { delivery, admin, port: admin_port, patience: config.shutdown_timeout };
+    let background = background.start(runtime, stops.clone())?;
+
+    // The worker carries commands until a signal; then the journal ends, then the database.
+    let leftover = Leftover { next_ticket, in_doubt };
+    let worker = Worker { config, schema: Rc::new(schema), auth, metrics, stops: stops.clone() };
+    let local = LocalSet::new();
+    let carried =
+        local.block_on(&worker_runtime, worker.carry(clients, opened, leftover, embedded));
+    // With the tasks goes their share of the ledger.
+    drop(local);
+    let closed = carried.and_then(close);
+    stops.carried.cancel();
+    if background.join().is_err() {
+        error!("the background thread has panicked");
+    }
+    info!("stopped");
+    closed
+}
+
+/// Ends the journal: everything in it is durable then.
+fn close(ledger: Rc<RefCell<Ledger>>) -> Result<(), AppError> {
+    match Rc::try_unwrap(ledger) {
+        Ok(ledger) => Ok(ledger.into_inner().close()?),
+        // Dropping the writer syncs it as well, only without a word on how that went.
+        Err(_) => Ok(()),
+    }
+}
+
+fn new_runtime() -> Result<Runtime, AppError> {
+    let built = Builder::new_current_thread().enable_all().build();
+    built.map_err(|source| AppError::System { what: "start a runtime".to_owned(), source })
+}
+
+fn listen(address: SocketAddr, flag: &'static str) -> Result<StdListener, AppError> {
+    let open = || {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    open().map_err(|source| AppError::Listen { address, flag, source })
+}
+
+fn open_journal(config: &Config) -> Result<Opened, AppError> {
+    let directory = config.data_dir.join("journal");
+    std::fs::create_dir_all(&directory).map_err(|source| AppError::System {
+        what: format!("make the folder {}", directory.display()),
+        source,
+    })?;
+    let opened = journal::open(&directory, &config.journal)?;
+    let found = &opened.recovery;
+    info!(
+        records = found.records,
+        bytes = found.bytes,
+        cut_bytes = found.torn_bytes,
+        took_ms = found.took.as_millis() as u64,
+        "journal opened"
+    );
+    Ok(opened)
+}
+
+/// Brings the embedded store back: first the database gets what the journal still holds, then the
+/// store gets what the database holds.
+async fn restore(delivery: &mut Delivery, database: &Database) -> Result<Engine, AppError> {
+    delivery.drain().await?;
+    let mut engine = Engine::new();
+    let count = sinks::load_profiles(database, |profile| {
+        let fields = profile.fields.iter().map(|(field, value)| (&field[..], &value[..]));
+        engine.load(&profile.key, fields, profile.expires_ms);
+    })
+    .await?;
+    info!(profiles = count, "profiles loaded");
+    Ok(engine)
+}
+
+/// The typed views follow from the schema.
+fn columns(schema: &Schema) -> Vec<KindColumns> {
+    let column_type = |field_type| match field_type {
+        FieldType::String | FieldType::Enum => ColumnType::Text,
+        FieldType::Integer => ColumnType::Integer,
+        FieldType::Float => ColumnType::Float,
+        FieldType::Boolean => ColumnType::Boolean,
+        FieldType::Timestamp => ColumnType::Timestamp,
+    };
+    let kinds = schema.kinds().iter();
+    kinds
+        .map(|kind| KindColumns {
+            kind: kind.name().to_owned(),
+            columns: kind
+                .fields()
+                .iter()
+                .map(|field| (field.name().to_owned(), column_type(field.field_type())))
+                .collect(),
+        })
+        .collect()
+}
+
+fn database_url(config: &Config) -> String {
+    match &config.database {
+        DatabaseAddress::Sqlite(path) => format!("sqlite://{}", path.display()),
+        DatabaseAddress::Postgres(url) => url.expose().to_owned(),
+    }
+}
+
+/// The stages of the end.
+#[derive(Clone, Default)]
+struct Stops {
+    /// The first signal: nobody is let in, and what was received is answered.
+    draining: CancellationToken,
+    /// Clients have had their time.
+    hurry: CancellationToken,
+    /// The worker has carried its last command.
+    carried: CancellationToken,
+    /// The second signal: the database has had its time, too.
+    now: CancellationToken,
+}
+
+/// Says what runs, where, and what to try.
+#[expect(clippy::print_stdout, reason = "this is what a person who starts the program reads")]
+fn print_banner(config: &Config, schema: &Schema, opened: &Opened) {
+    let kinds: Vec<String> = schema
+        .kinds()
+        .iter()
+        .map(|kind| format!("{} ({}, {})", kind.pattern(), kind.name(), kind.mode().name()))
+        .collect();
+    let port = config.listen.port();
+    println!(
+        "profile-proxy {}: schema, durability and rows for the profiles in Redis",
+        env!("CARGO_PKG_VERSION")
+    );
+    println!("  clients   {} (RESP2 and RESP3)", config.listen);
+    println!("  admin     http://{0}/readyz http://{0}/metrics", config.admin);
+    println!("  upstream  {}", config.upstream);
+    println!("  database  {}", config.database);
+    println!(
+        "  journal   {}, sync {}, {} records",
+        config.data_dir.join("journal").display(),
+        config.journal.sync.name(),
+        opened.recovery.records
+    );
+    println!("  profiles  {}", kinds.join(", "));
+    println!("try it:     redis-cli -p {port} HSET user:EMP001 username john_doe login_count 1");
+}

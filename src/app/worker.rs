@@ -1,0 +1,157 @@
+//! The worker: everything that carries commands, put together on one thread.
+
+use std::{cell::RefCell, net::TcpListener as StdListener, rc::Rc, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, task::spawn_local};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{AppError, Stops};
+use crate::{
+    auth::Auth,
+    config::{Config, UpstreamAddress},
+    dispatch::{InDoubt, Ledger, Outcome, Proxy, Upstream, now_ms},
+    engine::Engine,
+    journal::{self, Opened},
+    metrics::Metrics,
+    resp,
+    schema::Schema,
+    server,
+    upstream::{self, Lane, RedisAddress},
+};
+
+/// How often the embedded store looks for expired profiles, and how many it looks at.
+const SWEEP_PAUSE: Duration = Duration::from_millis(100);
+const SWEEP_KEYS_MAX: usize = 1000;
+
+/// What a former run has left open.
+pub(super) struct Leftover {
+    pub(super) next_ticket: u64,
+    pub(super) in_doubt: InDoubt,
+}
+
+/// What the worker is made of.
+pub(super) struct Worker<'a> {
+    pub(super) config: &'a Config,
+    pub(super) schema: Rc<Schema>,
+    pub(super) auth: Auth,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) stops: Stops,
+}
+
+impl Worker<'_> {
+    /// Carries commands until a signal, and hands the journal's writer back.
+    pub(super) async fn carry(
+        self,
+        listener: StdListener,
+        opened: Opened,
+        leftover: Leftover,
+        embedded: Option<Engine>,
+    ) -> Result<Rc<RefCell<Ledger>>, AppError> {
+        let system = |what: &str, source| AppError::System { what: what.to_owned(), source };
+        let listener = TcpListener::from_std(listener)
+            .map_err(|source| system("serve the port for clients", source))?;
+        let journal = opened.journal;
+        let ledger =
+            Ledger::new(opened.writer, journal.clone(), leftover.next_ticket, leftover.in_doubt);
+        let ledger = Rc::new(RefCell::new(ledger));
+        let outcome = Rc::new(RefCell::new(Outcome::new(
+            Rc::clone(&ledger),
+            journal.clone(),
+            self.config.journal.sync,
+            Rc::clone(&self.schema),
+            Arc::clone(&self.metrics),
+        )));
+        let ended = CancellationToken::new();
+        let upstream = match (embedded, &self.config.upstream) {
+            (Some(engine), _) => {
+                self.metrics.upstream_up.set(1);
+                Upstream::Embedded(Box::new(RefCell::new(engine)))
+            }
+            (None, address) => {
+                let lane = Lane::new();
+                let carry = lane.clone().run(
+                    redis_address(address),
+                    lane_config(self.config),
+                    Rc::clone(&outcome),
+                    Arc::clone(&self.metrics),
+                    format!("profile-proxy:{}", journal.source()),
+                    ended.child_token(),
+                );
+                spawn_local(carry);
+                Upstream::Redis(lane)
+            }
+        };
+        let proxy = Rc::new(Proxy::new(
+            self.auth,
+            self.schema,
+            upstream,
+            Rc::clone(&outcome),
+            Rc::clone(&ledger),
+            self.metrics,
+        ));
+        spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
+        spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
+        info!(address = %self.config.listen, "ready to accept connections");
+        let Stops { draining, hurry, .. } = self.stops;
+        server::serve(listener, proxy, limits(self.config), draining, hurry).await;
+        ended.cancel();
+        Ok(ledger)
+    }
+}
+
+/// Lets held replies go when the journal has become durable (`sync = "always"`).
+async fn release(
+    mut durable: tokio::sync::watch::Receiver<journal::Sequence>,
+    outcome: Rc<RefCell<Outcome>>,
+    ended: CancellationToken,
+) {
+    while let Some(Ok(())) = ended.run_until_cancelled(durable.changed()).await {
+        outcome.borrow_mut().release_durable();
+    }
+}
+
+/// Removes expired profiles from the embedded store, a few at a time.
+async fn sweep(proxy: Rc<Proxy>, ended: CancellationToken) {
+    let Upstream::Embedded(engine) = &proxy.upstream else { return };
+    while ended.run_until_cancelled(tokio::time::sleep(SWEEP_PAUSE)).await.is_some() {
+        let mut engine = engine.borrow_mut();
+        engine.set_connected_clients(proxy.clients.len());
+        engine.sweep(now_ms(), SWEEP_KEYS_MAX);
+    }
+}
+
+fn redis_address(address: &UpstreamAddress) -> RedisAddress {
+    let (host, port, username, password, database) = match address {
+        UpstreamAddress::Embedded => ("localhost", 6379, &None, None, 0),
+        UpstreamAddress::Redis { host, port, username, password, database } => {
+            (host.as_str(), *port, username, password.as_ref(), *database)
+        }
+    };
+    RedisAddress {
+        host: host.to_owned(),
+        port,
+        username: username.clone(),
+        password: password.map(|password| password.expose().to_owned()),
+        database,
+    }
+}
+
+fn lane_config(config: &Config) -> upstream::Config {
+    upstream::Config { reply_timeout: config.upstream_timeout, ..upstream::Config::default() }
+}
+
+fn limits(config: &Config) -> server::Limits {
+    let limits = &config.limits;
+    server::Limits {
+        clients_max: limits.clients_max,
+        output_bytes_max: limits.output_bytes_max,
+        query_bytes_max: limits.query_bytes_max,
+        inflight_max: u32::try_from(limits.inflight_max).unwrap_or(u32::MAX),
+        request: resp::Limits {
+            arguments_max: limits.arguments_max,
+            bulk_bytes_max: limits.bulk_bytes_max,
+            ..resp::Limits::default()
+        },
+    }
+}
