@@ -1,0 +1,114 @@
+//! The command line: flags, their environment twins, the file, and `check`.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use crate::support::client::Reply;
+use crate::support::proxy::Proxy;
+
+const EXIT_USAGE: i32 = 64;
+
+/// The least that a configuration needs to be of use.
+const KIND: &str = "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\n";
+
+#[test]
+fn the_first_lines_say_what_it_is_and_how_to_try_it() {
+    let proxy = Proxy::options().start();
+    let text = proxy.logs().join("\n");
+    assert!(text.contains("profile-proxy") && text.contains(&proxy.address()), "{text}");
+    let tried = format!("redis-cli -p {}", proxy.port());
+    assert!(text.contains(&tried), "no line to try, such as `{tried} ...`: {text}");
+}
+
+#[test]
+fn a_configuration_file_replaces_the_built_in_one() {
+    let config = r#"
+        [[profile]]
+        name = "person"
+        key = "person:{id}"
+        mode = "enforce"
+        unknown_fields = "reject"
+        [profile.fields]
+        id = { type = "string", max_length = 8 }
+        age = { type = "integer", min = 0, max = 150 }
+    "#;
+    let proxy = Proxy::options().config(config).start();
+    let mut client = proxy.client();
+    client.assert_reply("HSET person:1 id 1 age 42", b":2\r\n");
+    client.assert_reply("TTL person:1", b":-1\r\n");
+    client.assert_reply_starts("HSET person:1 age 151", b"-SCHEMA field 'age': ");
+    client.assert_reply_starts("HSET person:1 nickname x", b"-SCHEMA ");
+    let reply = client.command(&["HSET", "user:EMP001", "username", "x"]);
+    assert!(matches!(&reply, Reply::Error(text) if text.contains("--upstream")), "{reply:?}");
+}
+
+#[test]
+fn check_accepts_the_built_in_configuration() {
+    let output = run(&["check"], &[], None);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+}
+
+#[test]
+fn check_names_all_faults_with_file_line_and_column() {
+    let config = "listen = \"nowhere\"\n\n[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\n\
+                  mode = \"strict\"\n[profile.fields]\nstatus = { type = \"colour\" }\n";
+    let output = run(&["check", "--config", "faulty.toml"], &[], Some(config));
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{}", text(&output));
+    let text = text(&output);
+    for place in ["faulty.toml:1:", "faulty.toml:6:", "faulty.toml:8:"] {
+        assert!(text.contains(place), "no fault at {place}... in: {text}");
+    }
+}
+
+#[test]
+fn unknown_settings_and_flags_are_refused() {
+    let config = format!("lissen = \"127.0.0.1:6380\"\n{KIND}");
+    let output = run(&["check", "--config", "faulty.toml"], &[], Some(&config));
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{}", text(&output));
+    assert!(text(&output).contains("faulty.toml:1:1"), "{}", text(&output));
+    let output = run(&["--nonsense"], &[], None);
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{}", text(&output));
+}
+
+#[test]
+fn a_start_with_a_fault_ends_with_the_same_code_and_listens_nowhere() {
+    let output = run(&["--listen", "nowhere"], &[], None);
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{}", text(&output));
+    let output = run(&[], &[("PROFILE_PROXY_LISTEN", "nowhere")], None);
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{}", text(&output));
+    assert!(text(&output).contains("PROFILE_PROXY_LISTEN"), "{}", text(&output));
+}
+
+#[test]
+fn flags_come_before_the_environment_and_the_environment_before_the_file() {
+    let config = format!("listen = \"127.0.0.1:6380\"\n{KIND}");
+    let check = |flags: &[&str], environment: &[(&str, &str)]| {
+        let arguments = [&["check", "--config", "faulty.toml"], flags].concat();
+        run(&arguments, environment, Some(&config)).status.code()
+    };
+    let wrong = [("PROFILE_PROXY_LISTEN", "nowhere")];
+    assert_eq!(check(&[], &[]), Some(0), "the file alone");
+    assert_eq!(check(&[], &wrong), Some(EXIT_USAGE), "the environment counts more than the file");
+    assert_eq!(check(&["--listen", "127.0.0.1:6381"], &wrong), Some(0), "a flag counts most");
+}
+
+/// Runs the binary in an empty folder, with `faulty.toml` when a text is given for it.
+fn run(arguments: &[&str], environment: &[(&str, &str)], config: Option<&str>) -> Output {
+    let folder = tempfile::tempdir().expect("a temp folder");
+    if let Some(config) = config {
+        fs::write(folder.path().join("faulty.toml"), config).expect("the configuration file");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_profile-proxy"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PROFILE_PROXY_") {
+            command.env_remove(name);
+        }
+    }
+    let command = command.args(arguments).envs(environment.iter().copied());
+    command.current_dir(folder.path()).stdin(Stdio::null()).output().expect("the binary runs")
+}
+
+fn text(output: &Output) -> String {
+    let (out, error) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(error))
+}
