@@ -15,6 +15,8 @@ fn probes_of_a_healthy_proxy_answer_ok(setup: Setup) {
         let (status, body) = setup.proxy.http(path);
         assert_eq!(status, 200, "{path}: {body}");
     }
+    // The database is the last to be there, and readiness does not wait for it.
+    wait_for_check(&setup, 200, "[+]database");
     let (status, body) = setup.proxy.http("/readyz?verbose");
     assert_eq!(status, 200, "{body}");
     let checks: Vec<&str> = body.lines().filter(|line| line.starts_with('[')).collect();
@@ -50,7 +52,6 @@ fn other_paths_are_not_found(setup: Setup) {
 fn a_dead_database_degrades_and_a_dead_redis_fails_readiness() {
     let options = Proxy::options().expects_log("database lost").allows_log("database");
     let mut setup = Setup::servers_with(options.allows_log("upstream"));
-    setup.wait_for_tables();
     setup.postgres.as_mut().unwrap().kill();
     setup.proxy.client().assert_reply("HSET user:EMP001 username john_doe", b":1\r\n");
     wait_for_check(&setup, 200, "[-]");

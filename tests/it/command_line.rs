@@ -81,15 +81,17 @@ fn a_start_with_a_fault_ends_with_the_same_code_and_listens_nowhere() {
 
 #[test]
 fn flags_come_before_the_environment_and_the_environment_before_the_file() {
-    let config = format!("listen = \"127.0.0.1:6380\"\n{KIND}");
-    let check = |flags: &[&str], environment: &[(&str, &str)]| {
-        let arguments = [&["check", "--config", "faulty.toml"], flags].concat();
-        run(&arguments, environment, Some(&config)).status.code()
-    };
-    let wrong = [("PROFILE_PROXY_LISTEN", "nowhere")];
-    assert_eq!(check(&[], &[]), Some(0), "the file alone");
-    assert_eq!(check(&[], &wrong), Some(EXIT_USAGE), "the environment counts more than the file");
-    assert_eq!(check(&["--listen", "127.0.0.1:6381"], &wrong), Some(0), "a flag counts most");
+    // Nothing listens there: a proxy that used it would not become ready.
+    let nowhere = "redis://127.0.0.1:1";
+    let config = format!("upstream = \"{nowhere}\"\n{KIND}");
+    let from_environment =
+        Proxy::options().config(&config).environment("PROFILE_PROXY_UPSTREAM", "embedded").start();
+    from_environment.client().assert_reply("HSET user:1 a b", b":1\r\n");
+    let from_flag = Proxy::options()
+        .upstream("embedded".to_owned())
+        .environment("PROFILE_PROXY_UPSTREAM", nowhere)
+        .start();
+    from_flag.client().assert_reply("HSET user:1 a b", b":1\r\n");
 }
 
 /// Runs the binary in an empty folder, with `faulty.toml` when a text is given for it.

@@ -80,7 +80,6 @@ fn other_key_reply(setup: &Setup) -> Vec<u8> {
 
 /// Runs the commands, then compares row and history, then deletes the profile for the next run.
 fn run_and_check_database(setup: &Setup, run: impl FnOnce()) {
-    setup.wait_for_tables();
     let before = setup.history_count();
     run();
     setup.wait_for_history(before + 4);

@@ -72,7 +72,6 @@ fn an_idle_proxy_stops_at_once_and_closes_its_connections(mut setup: Setup) {
 fn a_second_signal_ends_the_wait_for_a_dead_database() {
     let options = Proxy::options().expects_log("database lost").allows_log("database");
     let mut setup = Setup::servers_with(options);
-    setup.wait_for_tables();
     setup.postgres.as_mut().unwrap().kill();
     setup.proxy.client().assert_reply("HSET user:EMP001 username john_doe", b":1\r\n");
 

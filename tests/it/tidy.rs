@@ -283,7 +283,8 @@ fn naming_faults(text: &str, files: &BTreeSet<PathBuf>) -> Vec<String> {
             faults.push(format!("ARCHITECTURE.md names {name}, which is not there"));
         }
     }
-    for folder in folders.into_iter().filter(|folder| *folder != Path::new("src")) {
+    let named = |folder: &&Path| *folder != Path::new("src") && !folder.ends_with("tests");
+    for folder in folders.into_iter().filter(named) {
         let name = folder.strip_prefix("src").expect("a folder of src").display();
         if !text.contains(&format!("{name}/")) {
             faults.push(format!("ARCHITECTURE.md does not name the folder src/{name}/"));

@@ -5,7 +5,6 @@
 //! `postgres`, or `nobody` where that does not exist.
 
 use std::fs::{self, File};
-use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,9 +48,9 @@ impl Postgres {
         let template = template();
         let owner = Owner::of_servers();
         let mut folder = tempfile::Builder::new().prefix("pg-").tempdir().expect("a temp folder");
-        owner.take(folder.path());
-        // `cp -a` keeps the owner and the modes, which the server insists on.
+        // The server insists on its owner and modes; a copied target folder has lost the owner.
         run(Command::new("cp").arg("-a").arg(&template).arg(folder.path().join("data")));
+        owner.take(folder.path());
         for _ in 0..START_ATTEMPTS_MAX {
             let port = free_port();
             let process = spawn(port, fsync, folder.path());
@@ -203,9 +202,10 @@ impl Owner {
         Owner(Some(found.expect("root needs a user `postgres` or `nobody` to run postgres as")))
     }
 
+    /// Gives a folder and everything in it to whom the servers run as.
     fn take(self, path: &Path) {
         if let Owner(Some((user, group))) = self {
-            chown(path, Some(user), Some(group)).expect("root may give a folder away");
+            run(Command::new("chown").arg("-R").arg(format!("{user}:{group}")).arg(path));
         }
     }
 

@@ -28,6 +28,7 @@ pub(crate) struct ProxyOptions {
     upstream: Option<String>,
     database: Option<String>,
     config: Option<String>,
+    environment: Vec<(String, String)>,
     expected_logs: Vec<String>,
     allowed_logs: Vec<String>,
 }
@@ -48,6 +49,12 @@ impl ProxyOptions {
     /// The text of the configuration file; without it the one that the binary contains.
     pub(crate) fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
+        self
+    }
+
+    /// An environment variable of the proxy.
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -244,7 +251,11 @@ impl Proxy {
                 command.env_remove(name);
             }
         }
-        command.current_dir(self.folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .envs(self.options.environment.iter().cloned())
+            .current_dir(self.folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 

@@ -49,7 +49,9 @@ impl Setup {
     /// The proxy alone, started with `options`.
     #[track_caller]
     pub(crate) fn embedded_with(options: ProxyOptions) -> Setup {
-        Setup { proxy: options.start(), redis: None, postgres: None }
+        let setup = Setup { proxy: options.start(), redis: None, postgres: None };
+        setup.wait_for_tables();
+        setup
     }
 
     /// The proxy before Redis and PostgreSQL.
@@ -63,7 +65,9 @@ impl Setup {
     pub(crate) fn servers_with(options: ProxyOptions) -> Setup {
         let (redis, postgres) = (Redis::start(), Postgres::start());
         let proxy = options.upstream(redis.url()).database(postgres.url()).start();
-        Setup { proxy, redis: Some(redis), postgres: Some(postgres) }
+        let setup = Setup { proxy, redis: Some(redis), postgres: Some(postgres) };
+        setup.wait_for_tables();
+        setup
     }
 
     /// A connection to where the profiles live: Redis itself, or the proxy when it holds them.
@@ -154,10 +158,12 @@ impl Setup {
         assert_same_profiles("the database", &database, "the store", &store);
     }
 
-    /// Waits until the tables are there, which a first start makes.
+    /// A proxy is ready before its database is; only then the tables and views are made.
     #[track_caller]
-    pub(crate) fn wait_for_tables(&self) {
-        wait_until("the tables", DELIVERY_BOUND, || self.try_query("select 1 from {}history").ok());
+    fn wait_for_tables(&self) {
+        wait_until("the tables", DELIVERY_BOUND, || {
+            self.try_query("select 1 from {}user_profiles").ok()
+        });
     }
 }
 
