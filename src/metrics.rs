@@ -11,8 +11,17 @@ use std::{
 };
 
 /// The first words of our own errors.
-const ERRORS: [&str; 8] =
-    ["ERR", "NOAUTH", "WRONGPASS", "SCHEMA", "MISCONF", "MASTERDOWN", "NOPROTO", "DENIED"];
+const ERRORS: [&str; 9] = [
+    "ERR",
+    "NOAUTH",
+    "WRONGPASS",
+    "SCHEMA",
+    "MISCONF",
+    "MASTERDOWN",
+    "NOPROTO",
+    "DENIED",
+    "EXECABORT",
+];
 
 /// A number that only rises, written by one thread.
 #[derive(Debug, Default)]

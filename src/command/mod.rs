@@ -87,6 +87,8 @@ pub enum Route {
     Profile(ProfileWrite),
     /// The upstream, untouched. A write among these is refused on a profile key.
     Forward,
+    /// The proxy, which queues commands between MULTI and EXEC.
+    Transaction(Transaction),
     /// The upstream, on a connection of the client's own.
     Private,
     /// Nobody.
@@ -126,6 +128,17 @@ pub enum ProfileWrite {
     Expire,
     /// PERSIST.
     Persist,
+}
+
+/// Commands that begin and end transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the command of that name")]
+pub enum Transaction {
+    Discard,
+    Exec,
+    Multi,
+    Unwatch,
+    Watch,
 }
 
 /// Why a command is never passed on.

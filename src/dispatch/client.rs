@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
 
-use super::outbox::Outbox;
+use super::{outbox::Outbox, transaction::Queue};
 use crate::{
     auth::Identity,
     journal::Sequence,
@@ -63,6 +63,8 @@ pub struct Session {
     pub library_version: Vec<u8>,
     /// The verdict of a log-in check that ran on another thread, until its command runs again.
     pub verified: Option<Option<Identity>>,
+    /// The commands since MULTI.
+    pub queue: Option<Queue>,
     /// The last command, for `CLIENT LIST`.
     pub last_command: &'static str,
 }
@@ -109,6 +111,11 @@ impl Client {
         if !self.closed.get() {
             self.outbox.borrow_mut().push(bytes, replies);
         }
+    }
+
+    /// Counts the last replies as the elements of one.
+    pub(super) fn join_replies(&self, count: usize) {
+        self.outbox.borrow_mut().join(count as u32);
     }
 
     /// Lets `write` append one reply in the client's protocol.

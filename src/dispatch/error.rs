@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::schema::Violation;
+use crate::{command::Refusal, schema::Violation};
 
 /// Whether a command that failed changed anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,24 @@ pub enum CommandError {
     /// A command that needs a connection to Redis of its own.
     #[error("ERR command '{0}' needs a connection of its own, which the proxy does not give yet")]
     NeedsConnection(&'static str),
+    /// Redis's text.
+    #[error("ERR MULTI calls can not be nested")]
+    NestedMulti,
+    /// EXEC or DISCARD on its own; Redis's text.
+    #[error("ERR {upper} without MULTI", upper = .0.to_uppercase())]
+    WithoutMulti(&'static str),
+    /// Redis's text.
+    #[error("ERR WATCH inside MULTI is not allowed")]
+    WatchInMulti,
+    /// A command about the connection, between MULTI and EXEC; Redis's text.
+    #[error("ERR Command not allowed inside a transaction")]
+    NotInTransaction,
+    /// More than a transaction may queue.
+    #[error("ERR the transaction is too large")]
+    TransactionTooLarge,
+    /// EXEC after a command was refused; Redis's text.
+    #[error("EXECABORT Transaction discarded because of previous errors.")]
+    Aborted,
     /// Another database than the one with the profiles.
     #[error("ERR only database 0 can be selected through the proxy")]
     OtherDatabase,
@@ -98,8 +116,23 @@ impl CommandError {
             Self::Schema(_) => "SCHEMA",
             Self::Journal(_) => "MISCONF",
             Self::UpstreamDown => "MASTERDOWN",
+            Self::Aborted => "EXECABORT",
             _ => "ERR",
         }
+    }
+
+    /// Returns the error of a command that is never passed on.
+    pub(super) fn refused(reason: Refusal, name: &'static str) -> Self {
+        match reason {
+            Refusal::Bypass => Self::NotThroughProxy(name),
+            Refusal::EveryProfile => Self::EveryProfile(name),
+        }
+    }
+
+    /// Tells whether the error, between MULTI and EXEC, ends the transaction. Those of MULTI, EXEC
+    /// and WATCH themselves do not, as in Redis.
+    pub(super) fn aborts(&self) -> bool {
+        !matches!(self, Self::NestedMulti | Self::WatchInMulti | Self::WithoutMulti(_))
     }
 
     /// Tells whether the command may have changed something.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Client, CommandError, Proxy, Slot, Upstream, now_ms};
 use crate::{
-    command::{Access, Keys, Spec},
+    command::{Keys, Spec},
     engine::Engine,
     resp::{ReplyWriter, Request},
     upstream::{Batch, Lane, LinkState, Receiver},
@@ -18,21 +18,30 @@ impl Proxy {
         spec: &'static Spec,
         request: &Request<'_>,
     ) -> Result<(), CommandError> {
-        if spec.access == Access::Write && self.touches_profiles(spec, request) {
-            return Err(CommandError::NotOnProfiles(spec.name));
-        }
+        self.check_forward(spec, request)?;
         match &self.upstream {
             Upstream::Redis(lane) => self.send(lane, client, request),
             Upstream::Embedded(engine) => {
-                let only_profiles = spec.keys == Keys::Any
-                    || spec.keys(request).all(|key| self.schema.kind_of(key).is_some());
-                if !only_profiles {
-                    return Err(CommandError::EmbeddedKey);
-                }
                 self.execute(&mut engine.borrow_mut(), client, request);
                 Ok(())
             }
         }
+    }
+
+    /// Refuses what could change a profile behind our back, and what the embedded store cannot do.
+    pub(super) fn check_forward(
+        &self,
+        spec: &Spec,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        if self.touches_profiles(spec, request) {
+            return Err(CommandError::NotOnProfiles(spec.name));
+        }
+        let embedded = matches!(self.upstream, Upstream::Embedded(_)) && spec.keys != Keys::Any;
+        if embedded && spec.keys(request).any(|key| self.schema.kind_of(key).is_none()) {
+            return Err(CommandError::EmbeddedKey);
+        }
+        Ok(())
     }
 
     /// Forwards a command that the table does not know, if nothing in it looks like a profile.

@@ -17,6 +17,7 @@ mod recovery;
 mod retention;
 mod script;
 mod slot;
+mod transaction;
 mod write;
 
 pub use client::{Client, Session, Wanted};
@@ -31,7 +32,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use crate::{
     auth::{Auth, CostlyCheck},
-    command::{self, Access, Refusal, Route, Spec},
+    command::{self, Access, Route, Spec},
     engine::Engine,
     metrics::Metrics,
     resp::{ProtocolError, ReplyWriter, Request},
@@ -114,6 +115,9 @@ impl Proxy {
         match self.steps(client, request) {
             Ok(step) => step,
             Err(error) => {
+                if error.aborts() {
+                    Self::abort(client);
+                }
                 self.refuse(client, &error);
                 Step::Next
             }
@@ -155,9 +159,23 @@ impl Proxy {
         }
         // Who asks.
         self.permit(client, spec)?;
-        // Who answers.
+        // When: at once, or together with others.
+        if Self::queues(client, spec.route) {
+            return self.queue(client, spec, request);
+        }
+        self.carry(client, spec, request)
+    }
+
+    /// Gives a command to whoever answers it.
+    fn carry(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        request: &Request<'_>,
+    ) -> Result<Step, CommandError> {
         match spec.route {
             Route::Local(command) => self.answer(client, command, request),
+            Route::Transaction(command) => self.transaction(client, command, spec),
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) => self.write_profile(client, spec, write, request, kind),
                 None => self.forward(client, spec, request),
@@ -165,8 +183,7 @@ impl Proxy {
             .map(|()| Step::Next),
             Route::Forward => self.forward(client, spec, request).map(|()| Step::Next),
             Route::Private => Err(CommandError::NeedsConnection(spec.name)),
-            Route::Refused(Refusal::Bypass) => Err(CommandError::NotThroughProxy(spec.name)),
-            Route::Refused(Refusal::EveryProfile) => Err(CommandError::EveryProfile(spec.name)),
+            Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
     }
 

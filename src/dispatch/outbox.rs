@@ -36,6 +36,11 @@ impl Outbox {
         self.marked_replies += 1;
     }
 
+    /// Counts the last `count` replies and the header before them as one.
+    pub(super) fn join(&mut self, count: u32) {
+        self.marked_replies = self.marked_replies.saturating_sub(count) + 1;
+    }
+
     pub(super) fn mark(&mut self) {
         self.mark = self.bytes.len();
         self.marked_replies = 0;

@@ -13,7 +13,7 @@ use super::{
     error::{CommandError, JournalTrouble},
     ledger::Ledger,
     retention::Retention,
-    slot::{Capture, Slot, WriteSlot, take_note},
+    slot::{Capture, Part, Slot, WriteSlot, take_note},
 };
 use crate::{
     journal::{Journal, SyncMode},
@@ -22,7 +22,7 @@ use crate::{
         ChangeBuilder, Entry, Expiry, append_value, drop_fields, mark_deleted, mark_expiry,
         mark_time,
     },
-    resp::{Framer, ReplyKind, parse_integer},
+    resp::{Framer, Protocol, ReplyKind, ReplyWriter, parse_integer},
     schema::{Kind, Schema, Violation},
     upstream::{Batch, Failure, Receiver},
 };
@@ -37,6 +37,7 @@ pub struct Outcome {
     /// Clients whose replies are held until the journal is durable.
     held: Vec<Rc<Client>>,
     change: Vec<u8>,
+    reply: Vec<u8>,
     retention: Rc<RefCell<Retention>>,
     /// What `warn` mode has logged; as many as there are rules in the schema.
     warned: Vec<(String, Violation)>,
@@ -62,6 +63,7 @@ impl Outcome {
             touched: Vec::new(),
             held: Vec::new(),
             change: Vec::new(),
+            reply: Vec::new(),
             retention: Rc::new(RefCell::new(Retention::new())),
             warned: Vec::new(),
             always: sync == SyncMode::Always,
@@ -72,6 +74,12 @@ impl Outcome {
     /// Returns what the retention policy remembers, which a lost link makes void.
     pub(super) fn retention(&self) -> Rc<RefCell<Retention>> {
         Rc::clone(&self.retention)
+    }
+
+    /// Begins one reply whose elements are the next `count` replies to the client.
+    pub(super) fn begin_array(&mut self, client: &Rc<Client>, count: usize) {
+        self.touch(client);
+        client.push(format!("*{count}\r\n").as_bytes(), 0);
     }
 
     /// Lets go what the journal has made durable.
@@ -107,18 +115,63 @@ impl Outcome {
         client.reply(|reply| reply.error(&text));
     }
 
-    /// Reads what a write has come to, journals it, and answers.
-    fn write(&mut self, slot: &WriteSlot, notes: &[u8], bytes: &[u8]) {
-        slot.client.received(slot.replies);
+    /// Reads what a write has come to, journals it, and writes the client's reply to `answer`.
+    fn write(
+        &mut self,
+        write: &WriteSlot,
+        protocol: Protocol,
+        notes: &[u8],
+        bytes: &[u8],
+        answer: &mut Vec<u8>,
+    ) {
         let now_ms = now_ms();
-        let answer = reply_at(bytes, slot.answer);
-        match slot.capture {
-            Capture::Deleted => self.deleted(slot, notes, bytes, now_ms),
-            _ => self.single(slot, notes, bytes, answer, now_ms),
+        let reply = reply_at(bytes, write.answer);
+        match write.capture {
+            Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
+            _ => self.single(write, notes, bytes, reply, now_ms),
         }
-        match slot.capture {
-            Capture::Guarded => self.answer_guarded(slot, notes, answer),
-            _ => self.answer(&Rc::clone(&slot.client), answer),
+        match write.capture {
+            Capture::Guarded => self.answer_guarded(protocol, notes, reply, answer),
+            _ => answer.extend_from_slice(reply),
+        }
+    }
+
+    /// Reads what the commands of a transaction have come to, each for itself.
+    fn transaction(
+        &mut self,
+        protocol: Protocol,
+        parts: &[Part],
+        mut notes: &[u8],
+        exec: &[u8],
+        answer: &mut Vec<u8>,
+    ) {
+        let expected: u32 = parts.iter().map(Part::replies).sum();
+        let Some(mut elements) = elements_of(exec, expected) else {
+            // EXECABORT, or an error that kept all of it from running.
+            for part in parts {
+                if let Part::Write(write) = part {
+                    self.lose(write, &mut notes, Failure::NotSent);
+                }
+            }
+            return answer.extend_from_slice(exec);
+        };
+        ReplyWriter::new(answer, protocol).array(parts.len());
+        for part in parts {
+            let length: usize = framed(elements, part.replies());
+            let (bytes, rest) = elements.split_at_checked(length).unwrap_or_default();
+            elements = rest;
+            match part {
+                Part::Forward => answer.extend_from_slice(bytes),
+                Part::Refused(error) => {
+                    ReplyWriter::new(answer, protocol).error(&error.to_string());
+                }
+                Part::Write(write) => {
+                    let (own, rest) =
+                        notes.split_at_checked(write.notes as usize).unwrap_or_default();
+                    notes = rest;
+                    self.write(write, protocol, own, bytes, answer);
+                }
+            }
         }
     }
 
@@ -199,23 +252,22 @@ impl Outcome {
     }
 
     /// The guard answers with text, or with null where it refused.
-    fn answer_guarded(&mut self, slot: &WriteSlot, mut notes: &[u8], answer: &[u8]) {
-        let client = Rc::clone(&slot.client);
-        self.touch(&client);
-        if ReplyKind::of(answer) == ReplyKind::Error {
-            return client.push(answer, 1);
-        }
-        match value(answer) {
-            Some(value) => match parse_integer(value) {
-                Some(integer) => client.reply(|reply| reply.integer(integer)),
-                None => client.push(answer, 1),
-            },
-            None => {
+    fn answer_guarded(
+        &self,
+        protocol: Protocol,
+        mut notes: &[u8],
+        reply: &[u8],
+        answer: &mut Vec<u8>,
+    ) {
+        let mut writer = ReplyWriter::new(answer, protocol);
+        match value(reply).map(|value| parse_integer(value)) {
+            Some(Some(integer)) => writer.integer(integer),
+            None if ReplyKind::of(reply) != ReplyKind::Error => {
                 take_note(&mut notes);
-                let text = take_note(&mut notes);
                 self.metrics.error("SCHEMA");
-                client.reply(|reply| reply.error_bytes(text));
+                writer.error_bytes(take_note(&mut notes));
             }
+            _ => answer.extend_from_slice(reply),
         }
     }
 
@@ -244,6 +296,20 @@ impl Outcome {
             }
         }
         self.change = encoded;
+    }
+
+    /// Settles the tickets of a write whose replies will never come.
+    fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure) {
+        let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
+        *notes = rest;
+        let mut ledger = self.ledger.borrow_mut();
+        for index in 0..write.changes {
+            let ticket = write.ticket + u64::from(index);
+            match (failure, Entry::decode_key(take_note(&mut own))) {
+                (Failure::Unknown, Some(key)) => ledger.doubt(ticket, key),
+                _ => ledger.void(ticket),
+            }
+        }
     }
 
     /// A profile was read back: what it holds now is the outcome of the write in doubt.
@@ -299,7 +365,23 @@ impl Receiver for Outcome {
                 client.received(1);
                 self.answer(client, reply);
             }
-            Slot::Write(write) => self.write(write, notes, bytes),
+            Slot::Write { client, write } => {
+                let mut answer = std::mem::take(&mut self.reply);
+                answer.clear();
+                self.write(write, client.protocol.get(), notes, bytes, &mut answer);
+                client.received(count);
+                self.answer(client, &answer);
+                self.reply = answer;
+            }
+            Slot::Transaction { client, parts, replies, .. } => {
+                let exec = reply_at(bytes, replies - 1);
+                let mut answer = std::mem::take(&mut self.reply);
+                answer.clear();
+                self.transaction(client.protocol.get(), parts, notes, exec, &mut answer);
+                client.received(count);
+                self.answer(client, &answer);
+                self.reply = answer;
+            }
             Slot::Snapshot { ticket, notes: length } => {
                 self.snapshot(*ticket, notes.get(..*length as usize).unwrap_or_default(), bytes);
             }
@@ -320,20 +402,20 @@ impl Receiver for Outcome {
                 }
             }
             Slot::Local { .. } => self.replies(slot, notes, &[], 0),
-            Slot::Write(write) => {
-                write.client.received(write.replies);
+            Slot::Write { client, write } => {
+                client.received(owed);
+                self.lose(write, &mut { notes }, failure);
+                self.answer_error(client, &error);
+            }
+            Slot::Transaction { client, parts, .. } => {
+                client.received(owed);
                 let mut notes = notes;
-                for index in 0..write.changes {
-                    let ticket = write.ticket + u64::from(index);
-                    let note = take_note(&mut notes);
-                    match (failure, Entry::decode(note)) {
-                        (Failure::Unknown, Ok(Entry::Change(change))) => {
-                            self.ledger.borrow_mut().doubt(ticket, change.key);
-                        }
-                        _ => self.ledger.borrow_mut().void(ticket),
+                for part in parts {
+                    if let Part::Write(write) = part {
+                        self.lose(write, &mut notes, failure);
                     }
                 }
-                self.answer_error(&write.client, &error);
+                self.answer_error(client, &error);
             }
             // The doubt stays, and the next link asks again.
             Slot::Snapshot { .. } => {}
@@ -388,6 +470,27 @@ fn reply_at(bytes: &[u8], index: u32) -> &[u8] {
         Ok(Some(length)) => rest.get(..length).unwrap_or_default(),
         _ => &[],
     }
+}
+
+/// Returns the length of `count` whole replies at the front.
+fn framed(bytes: &[u8], count: u32) -> usize {
+    let mut framer = Framer::default();
+    let mut length = 0;
+    for _ in 0..count {
+        match framer.frame(bytes.get(length..).unwrap_or_default()) {
+            Ok(Some(more)) => length += more,
+            _ => return bytes.len(),
+        }
+    }
+    length
+}
+
+/// Returns the elements of an array of this many.
+fn elements_of(reply: &[u8], count: u32) -> Option<&[u8]> {
+    let body = reply.strip_prefix(b"*")?;
+    let end = memchr::memchr(b'\r', body)?;
+    let length = parse_integer(body.get(..end)?)?;
+    (length == i64::from(count)).then(|| body.get(end + 2..)).flatten()
 }
 
 /// Reads an integer reply.

@@ -3,14 +3,15 @@
 //! The notes of a slot are its bytes in the batch, in the order of the slots:
 //!
 //! ```text
-//! write    := ( length:u32 change ){changes}  [ length:u32 refusal text ]
-//! local    := the reply itself
-//! snapshot := a change with nothing but its key
+//! write       := ( length:u32 change ){changes}  [ length:u32 refusal text ]
+//! transaction := write for each write in it
+//! local       := the reply itself
+//! snapshot    := a change with nothing but its key
 //! ```
 
 use std::rc::Rc;
 
-use super::client::Client;
+use super::{client::Client, error::CommandError};
 use crate::upstream;
 
 /// How the outcome of a write is read from the replies of Redis.
@@ -34,8 +35,6 @@ pub enum Capture {
 
 /// One write on its way.
 pub struct WriteSlot {
-    /// Who asked.
-    pub client: Rc<Client>,
     /// The ticket of the first change; the others follow it.
     pub ticket: u64,
     /// How the replies are read.
@@ -52,6 +51,27 @@ pub struct WriteSlot {
     pub changes: u32,
     /// Bytes of notes.
     pub notes: u32,
+}
+
+/// One command of a transaction.
+pub enum Part {
+    /// Its reply passes through.
+    Forward,
+    /// A write that is captured.
+    Write(WriteSlot),
+    /// It is not sent; this is its reply.
+    Refused(CommandError),
+}
+
+impl Part {
+    /// Returns how many replies of the upstream belong to the command.
+    pub(super) fn replies(&self) -> u32 {
+        match self {
+            Self::Forward => 1,
+            Self::Write(write) => write.replies,
+            Self::Refused(_) => 0,
+        }
+    }
 }
 
 /// A waiter on the lane.
@@ -71,7 +91,23 @@ pub enum Slot {
         notes: u32,
     },
     /// A write that is captured.
-    Write(WriteSlot),
+    Write {
+        /// Who asked.
+        client: Rc<Client>,
+        /// What the replies will mean.
+        write: WriteSlot,
+    },
+    /// MULTI, queued commands, EXEC, in one piece: the last reply holds those of all commands.
+    Transaction {
+        /// Who asked.
+        client: Rc<Client>,
+        /// What was queued.
+        parts: Vec<Part>,
+        /// Replies of the upstream, all told.
+        replies: u32,
+        /// Bytes of notes.
+        notes: u32,
+    },
     /// A profile that is read back because the outcome of a write to it is unknown:
     /// HGETALL, then PEXPIRETIME.
     Snapshot {
@@ -87,7 +123,8 @@ impl upstream::Slot for Slot {
         match self {
             Self::Forward { replies, .. } => *replies,
             Self::Local { .. } => 0,
-            Self::Write(write) => write.replies,
+            Self::Write { write, .. } => write.replies,
+            Self::Transaction { replies, .. } => *replies,
             Self::Snapshot { .. } => 2,
         }
     }
@@ -99,8 +136,10 @@ impl upstream::Slot for Slot {
     fn note_bytes(&self) -> usize {
         match self {
             Self::Forward { .. } => 0,
-            Self::Local { notes, .. } | Self::Snapshot { notes, .. } => *notes as usize,
-            Self::Write(write) => write.notes as usize,
+            Self::Local { notes, .. }
+            | Self::Snapshot { notes, .. }
+            | Self::Transaction { notes, .. } => *notes as usize,
+            Self::Write { write, .. } => write.notes as usize,
         }
     }
 }

@@ -24,11 +24,11 @@ use crate::{
     profile::ChangeBuilder,
     resp::{ReplyWriter, Request, push_command},
     schema::{Bounds, FloatBounds, Kind},
-    upstream::{Lane, LinkState, Receiver},
+    upstream::{Batch, Lane, LinkState, Receiver},
 };
 
 /// One write that the schema allows.
-struct Plan<'a> {
+pub(super) struct Plan<'a> {
     spec: &'static Spec,
     request: &'a Request<'a>,
     kind: &'a Kind,
@@ -50,9 +50,24 @@ impl Proxy {
         kind: &Kind,
     ) -> Result<(), CommandError> {
         // HSET takes pairs, which the table's arity cannot say.
-        if write == ProfileWrite::SetFields && !request.len().is_multiple_of(2) {
+        if !has_pairs(write, request) {
             return Err(CommandError::WrongArity(spec.name));
         }
+        let plan = self.plan(spec, write, request, kind)?;
+        match &self.upstream {
+            Upstream::Redis(lane) => self.write_lane(lane, client, &plan),
+            Upstream::Embedded(engine) => self.write_embedded(engine.borrow_mut(), client, &plan),
+        }
+    }
+
+    /// Checks a write and decides what it needs.
+    pub(super) fn plan<'a>(
+        &self,
+        spec: &'static Spec,
+        write: ProfileWrite,
+        request: &'a Request<'a>,
+        kind: &'a Kind,
+    ) -> Result<Plan<'a>, CommandError> {
         let guard = self.check(kind, write, request)?;
         self.ledger.borrow().room().map_err(CommandError::Journal)?;
         let capture = match write {
@@ -69,11 +84,7 @@ impl Proxy {
         };
         let key = request.argument(1);
         let retain = self.retain(write, request, kind);
-        let plan = Plan { spec, request, kind, key, capture, guard, retain };
-        match &self.upstream {
-            Upstream::Redis(lane) => self.write_lane(lane, client, &plan),
-            Upstream::Embedded(engine) => self.write_embedded(engine.borrow_mut(), client, &plan),
-        }
+        Ok(Plan { spec, request, kind, key, capture, guard, retain })
     }
 
     fn retain(
@@ -107,42 +118,52 @@ impl Proxy {
             return Err(CommandError::UpstreamDown);
         }
         lane.submit(client.protocol.get(), |batch| {
-            let start = batch.notes.len();
-            let (ticket, changes) = self.note(client, plan, &mut batch.notes, true);
-            let out = &mut batch.bytes;
-            let before = match plan.capture {
-                Capture::Deleted => push_exists(self, plan, out),
-                _ => 0,
-            };
-            match plan.guard {
-                Guard::Integer(bounds) => push_guard(out, plan.request, bounds),
-                Guard::Float(bounds) => push_guard_float(out, plan.request, bounds),
-                _ => out.extend_from_slice(plan.request.bytes()),
-            }
-            let mut replies = before + 1;
-            match plan.capture {
-                Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
-                Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
-                _ => {}
-            }
-            if let Some((at, unit)) = plan.retain {
-                push_retain(out, plan.key, at, unit);
-                replies += 1;
-            }
-            client.expect(replies);
-            batch.slots.push(Slot::Write(WriteSlot {
-                client: Rc::clone(client),
-                ticket,
-                capture: plan.capture,
-                replies,
-                answer: before,
-                retained: plan.retain.is_some(),
-                warned: plan.guard == Guard::Watch,
-                changes,
-                notes: (batch.notes.len() - start) as u32,
-            }));
+            let write = self.encode(client, plan, batch);
+            client.expect(write.replies);
+            batch.slots.push(Slot::Write { client: Rc::clone(client), write });
         });
         Ok(())
+    }
+
+    /// Adds the requests and the notes of a write to a batch; the slot is the caller's to place.
+    pub(super) fn encode(
+        &self,
+        client: &Client,
+        plan: &Plan<'_>,
+        batch: &mut Batch<Slot>,
+    ) -> WriteSlot {
+        let start = batch.notes.len();
+        let (ticket, changes) = self.note(client, plan, &mut batch.notes, true);
+        let out = &mut batch.bytes;
+        let answer = match plan.capture {
+            Capture::Deleted => push_exists(self, plan, out),
+            _ => 0,
+        };
+        match plan.guard {
+            Guard::Integer(bounds) => push_guard(out, plan.request, bounds),
+            Guard::Float(bounds) => push_guard_float(out, plan.request, bounds),
+            _ => out.extend_from_slice(plan.request.bytes()),
+        }
+        let mut replies = answer + 1;
+        match plan.capture {
+            Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
+            Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
+            _ => {}
+        }
+        if let Some((at, unit)) = plan.retain {
+            push_retain(out, plan.key, at, unit);
+            replies += 1;
+        }
+        WriteSlot {
+            ticket,
+            capture: plan.capture,
+            replies,
+            answer,
+            retained: plan.retain.is_some(),
+            warned: plan.guard == Guard::Watch,
+            changes,
+            notes: (batch.notes.len() - start) as u32,
+        }
     }
 
     /// Lays out what will be true if the write is accepted. Returns the first ticket and the count.
@@ -231,8 +252,7 @@ impl Proxy {
             count += 1;
         }
         client.expect(count);
-        let slot = Slot::Write(WriteSlot {
-            client: Rc::clone(client),
+        let write = WriteSlot {
             ticket,
             // The guard has spoken already, so the reply is the plain one.
             capture: if plan.capture == Capture::Guarded { Capture::Value } else { plan.capture },
@@ -242,10 +262,16 @@ impl Proxy {
             warned: plan.guard == Guard::Watch,
             changes,
             notes: notes.len() as u32,
-        });
+        };
+        let slot = Slot::Write { client: Rc::clone(client), write };
         self.outcome.borrow_mut().replies(&slot, &notes, &replies, count);
         Ok(())
     }
+}
+
+/// Tells whether a write that takes pairs has them.
+pub(super) fn has_pairs(write: ProfileWrite, request: &Request<'_>) -> bool {
+    write != ProfileWrite::SetFields || request.len().is_multiple_of(2)
 }
 
 /// Writes the part of a change that the request alone tells.

@@ -129,6 +129,18 @@ impl<'a> Entry<'a> {
     }
 }
 
+impl Entry<'_> {
+    /// Returns the key of an encoded change, which need not be complete yet.
+    #[must_use]
+    pub fn decode_key(change: &[u8]) -> Option<&[u8]> {
+        let mut cursor = Cursor { rest: change.get(EXPIRES_OFFSET + 8..)? };
+        for _ in 0..3 {
+            cursor.bytes().ok()?;
+        }
+        cursor.bytes().ok()
+    }
+}
+
 struct Cursor<'a> {
     rest: &'a [u8],
 }
