@@ -89,6 +89,7 @@ impl Worker<'_> {
             Rc::clone(&outcome),
             Rc::clone(&ledger),
             self.metrics,
+            self.config.scripts,
         ));
         spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));

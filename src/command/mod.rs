@@ -128,6 +128,10 @@ pub enum ProfileWrite {
     Expire,
     /// PERSIST.
     Persist,
+    /// RENAME, COPY, RESTORE, MOVE: the reply does not tell what the profiles are then.
+    Replace,
+    /// EVAL, FCALL: anything may have happened to the keys, even if the script failed.
+    Script,
 }
 
 /// Commands that begin and end transactions.

@@ -15,7 +15,7 @@ use super::limits::Limits;
 use super::tree::{Side, Step, Tree};
 use crate::auth::UserConfig;
 use crate::schema::KindConfig;
-use crate::{journal, sinks};
+use crate::{dispatch::Scripts, journal, sinks};
 
 /// Faults beyond this many are not looked for: the file is something else altogether.
 const FAULTS_MAX: usize = 100;
@@ -36,6 +36,7 @@ pub(super) struct Document {
     #[serde(deserialize_with = "duration")]
     pub(super) upstream_timeout: Option<Duration>,
     pub(super) log: Option<String>,
+    pub(super) scripts: Scripts,
     pub(super) limits: Limits,
     pub(super) journal: journal::Config,
     pub(super) sink: sinks::Config,

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::auth::{Auth, UserConfig};
 use crate::schema::{KindConfig, Schema};
-use crate::{journal, sinks};
+use crate::{dispatch::Scripts, journal, sinks};
 
 pub use address::{DatabaseAddress, PostgresUrl, Secret, UpstreamAddress, mask_passwords};
 pub use fault::{Fault, Faults, Origin};
@@ -67,6 +67,8 @@ pub struct Config {
     pub upstream_timeout: Duration,
     /// What is logged: a level or directives of tracing; default `info`.
     pub log: String,
+    /// What becomes of scripts on profiles; default snapshot.
+    pub scripts: Scripts,
     /// What clients may take.
     pub limits: Limits,
     /// How the journal is kept.
@@ -91,6 +93,7 @@ impl Default for Config {
             shutdown_timeout: Duration::from_secs(10),
             upstream_timeout: Duration::from_secs(10),
             log: "info".into(),
+            scripts: Scripts::default(),
             limits: Limits::default(),
             journal: journal::Config::default(),
             sink: sinks::Config::default(),
@@ -199,6 +202,7 @@ fn take_sections(config: &mut Config, draft: &mut Draft<'_>) {
     for (setting, text) in document.limits.faults() {
         draft.add(&[Step::Key("limits"), Step::Key(setting)], Side::Value, text);
     }
+    config.scripts = document.scripts;
     config.limits = document.limits;
     config.journal = document.journal;
     config.sink = document.sink;

@@ -85,6 +85,7 @@ fn the_shipped_file_names_every_setting() {
         shutdown_timeout: _,
         upstream_timeout: _,
         log: _,
+        scripts: _,
         limits:
             Limits {
                 clients_max: _,
@@ -109,7 +110,7 @@ fn the_shipped_file_names_every_setting() {
         profile: _,
     } = Config::default();
     let settings = "listen admin upstream database data_dir shutdown_timeout upstream_timeout \
-         log clients_max inflight_max arguments_max bulk_bytes_max query_bytes_max \
+         log scripts clients_max inflight_max arguments_max bulk_bytes_max query_bytes_max \
          output_bytes_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
          linger connections timeout retry_delay_max flush_within";
     for setting in settings.split_whitespace() {
@@ -252,7 +253,7 @@ type = "enum"
     let expected = [
         "1:10: expected IP:PORT such as 127.0.0.1:6380, or [::1]:6380 for IPv6",
         "2:1: there is no setting `lisen` here; known are `listen`, `admin`, `upstream`, \
-         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `log`, `limits`, \
+         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `log`, `scripts`, `limits`, \
          `journal`, `sink`, `user`, `profile`",
         "3:12: expected 'embedded' or redis://[user[:password]@]host[:port][/db]; \
          invalid port number",

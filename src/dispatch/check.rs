@@ -4,7 +4,7 @@
 //! (a counter's bounds) are decided at Redis, by a guard that goes with the increment; the schema
 //! says when none is needed, which for a counter with `min = 0` that counts up is always.
 
-use super::{CommandError, Proxy};
+use super::{CommandError, Proxy, Scripts};
 use crate::{
     command::ProfileWrite,
     resp::{Request, parse_integer},
@@ -33,6 +33,9 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Guard, CommandError> {
         let verdict = match (kind.mode(), write) {
+            (_, ProfileWrite::Script) if self.scripts == Scripts::Refuse => {
+                return Err(CommandError::Script);
+            }
             (Mode::Off, _) => return Ok(Guard::None),
             (mode, ProfileWrite::SetFields | ProfileWrite::SetAbsent) => {
                 self.check_fields(kind, mode, request).map(|()| Guard::None)

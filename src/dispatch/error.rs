@@ -46,6 +46,9 @@ pub enum CommandError {
     /// The same for a command that the proxy does not know.
     #[error("ERR a command that the proxy does not know is not allowed on a profile key")]
     UnknownOnProfiles,
+    /// A script with a profile among its keys, where the configuration refuses those.
+    #[error("ERR scripts are not allowed on profile keys (scripts = \"refuse\")")]
+    Script,
     /// A command that would lead around the proxy.
     #[error("ERR command '{0}' is not allowed through the proxy")]
     NotThroughProxy(&'static str),

@@ -84,7 +84,7 @@ impl Proxy {
         Ok(())
     }
 
-    fn execute(&self, engine: &mut Engine, client: &Rc<Client>, request: &Request<'_>) {
+    pub(super) fn execute(&self, engine: &mut Engine, client: &Rc<Client>, request: &Request<'_>) {
         let mut replies = self.replies.borrow_mut();
         replies.clear();
         let mut writer = ReplyWriter::new(&mut replies, client.protocol.get());

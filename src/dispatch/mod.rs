@@ -30,6 +30,8 @@ pub use slot::Slot;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
+use serde::Deserialize;
+
 use crate::{
     auth::{Auth, CostlyCheck},
     command::{self, Access, Route, Spec},
@@ -49,6 +51,18 @@ pub enum Upstream {
     Embedded(Box<RefCell<Engine>>),
 }
 
+/// What becomes of EVAL, EVALSHA and FCALL with a profile among their declared keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scripts {
+    /// They are refused.
+    Refuse,
+    /// They run, and the profiles are recorded whole as they are behind them. What breaks the
+    /// schema is counted and logged, since it cannot be undone.
+    #[default]
+    Snapshot,
+}
+
 /// What a worker needs to carry commands.
 pub struct Proxy {
     /// Who may log in.
@@ -65,6 +79,8 @@ pub struct Proxy {
     pub clients: Clients,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What becomes of scripts on profiles.
+    pub scripts: Scripts,
     retention: Rc<RefCell<Retention>>,
     replies: RefCell<Vec<u8>>,
     notes: RefCell<Vec<u8>>,
@@ -94,6 +110,7 @@ impl Proxy {
         outcome: Rc<RefCell<Outcome>>,
         ledger: Rc<RefCell<Ledger>>,
         metrics: Arc<Metrics>,
+        scripts: Scripts,
     ) -> Self {
         let retention = outcome.borrow().retention();
         Self {
@@ -104,6 +121,7 @@ impl Proxy {
             ledger,
             clients: Clients::default(),
             metrics,
+            scripts,
             retention,
             replies: RefCell::default(),
             notes: RefCell::default(),

@@ -128,6 +128,7 @@ impl Outcome {
         let reply = reply_at(bytes, write.answer);
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
+            Capture::Replaced | Capture::Scripted => self.replaced(write, notes, bytes),
             _ => self.single(write, notes, bytes, reply, now_ms),
         }
         match write.capture {
@@ -251,6 +252,22 @@ impl Outcome {
         }
     }
 
+    /// A command that may have done anything to its profiles: each is what was read behind it.
+    fn replaced(&mut self, slot: &WriteSlot, mut notes: &[u8], bytes: &[u8]) {
+        let failed = ReplyKind::of(reply_at(bytes, 0)) == ReplyKind::Error;
+        for index in 0..slot.changes {
+            let note = take_note(&mut notes);
+            let ticket = slot.ticket + u64::from(index);
+            if failed && slot.capture == Capture::Replaced {
+                self.ledger.borrow_mut().void(ticket);
+            } else {
+                let from = framed(bytes, 1 + 2 * index);
+                self.snapshot(ticket, note, bytes.get(from..).unwrap_or_default());
+                self.check_result();
+            }
+        }
+    }
+
     /// The guard answers with text, or with null where it refused.
     fn answer_guarded(
         &self,
@@ -282,7 +299,7 @@ impl Outcome {
         }
     }
 
-    /// In `warn` mode the result of an increment is checked when it is known.
+    /// Checks a result that could not be checked before; it stands, and is counted and logged.
     fn check_result(&mut self) {
         let schema = Rc::clone(&self.schema);
         let encoded = std::mem::take(&mut self.change);
@@ -312,7 +329,7 @@ impl Outcome {
         }
     }
 
-    /// A profile was read back: what it holds now is the outcome of the write in doubt.
+    /// A profile was read back: what it holds is the outcome.
     fn snapshot(&mut self, ticket: u64, note: &[u8], bytes: &[u8]) {
         let fields = reply_at(bytes, 0);
         let expiry = integer(reply_at(bytes, 1));
@@ -324,8 +341,8 @@ impl Outcome {
             ticket,
             now_ms(),
             change.kind,
-            "recover",
-            "",
+            change.command,
+            change.actor,
             change.key,
         );
         match expiry {

@@ -31,6 +31,11 @@ pub enum Capture {
     Expiry,
     /// EXISTS for each profile, then DEL: those that existed are deleted.
     Deleted,
+    /// The command, then HGETALL and PEXPIRETIME for each profile: what they hold is the outcome.
+    /// An error of the command proves that nothing happened.
+    Replaced,
+    /// The same for a script, which may have written before it failed.
+    Scripted,
 }
 
 /// One write on its way.

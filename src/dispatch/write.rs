@@ -6,6 +6,7 @@
 //! HDEL                        the request, EXISTS
 //! EXPIRE and its kin          the request, PEXPIRETIME
 //! DEL of several keys         EXISTS for each profile, the request
+//! RENAME, EVAL and their kin  the request, HGETALL and PEXPIRETIME for each profile
 //! ```
 //!
 //! All of it goes over the lane in one piece, so what is read is what the write has left.
@@ -79,16 +80,19 @@ impl Proxy {
                 _ => Capture::Value,
             },
             ProfileWrite::Expire => Capture::Expiry,
+            ProfileWrite::Replace => Capture::Replaced,
+            ProfileWrite::Script => Capture::Scripted,
             ProfileWrite::Delete if request.len() == 2 => Capture::Counted,
             ProfileWrite::Delete => Capture::Deleted,
         };
         let key = request.argument(1);
-        let retain = self.retain(write, request, kind);
+        let retain = self.retain(spec, write, request, kind);
         Ok(Plan { spec, request, kind, key, capture, guard, retain })
     }
 
     fn retain(
         &self,
+        spec: &Spec,
         write: ProfileWrite,
         request: &Request<'_>,
         kind: &Kind,
@@ -102,7 +106,7 @@ impl Proxy {
             | ProfileWrite::IncrementFloat => retention.due(request.argument(1), ttl, now_ms()),
             // The expiry goes with the profile, or a client takes it into its own hands.
             _ => {
-                request.arguments(1).for_each(|key| retention.forget(key));
+                spec.keys(request).for_each(|key| retention.forget(key));
                 None
             }
         }
@@ -148,6 +152,12 @@ impl Proxy {
         match plan.capture {
             Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
             Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
+            Capture::Replaced | Capture::Scripted => {
+                for (key, _) in self.profiles(plan) {
+                    push(out, &[b"HGETALL", key], &mut replies);
+                    push(out, &[b"PEXPIRETIME", key], &mut replies);
+                }
+            }
             _ => {}
         }
         if let Some((at, unit)) = plan.retain {
@@ -189,7 +199,9 @@ impl Proxy {
             changes += 1;
         };
         match plan.capture {
-            Capture::Deleted => self.profiles(plan).for_each(|(key, kind)| note(key, kind)),
+            Capture::Deleted | Capture::Replaced | Capture::Scripted => {
+                self.profiles(plan).for_each(|(key, kind)| note(key, kind));
+            }
             _ => note(plan.key, plan.kind),
         }
         if plan.capture == Capture::Guarded {
@@ -199,10 +211,11 @@ impl Proxy {
         (first, changes)
     }
 
-    /// The profiles among the keys of a DEL, each once.
+    /// The profiles among the keys of a command, each once.
     fn profiles<'p>(&'p self, plan: &'p Plan<'_>) -> impl Iterator<Item = (&'p [u8], &'p Kind)> {
-        plan.request.arguments(1).enumerate().filter_map(|(index, key)| {
-            let repeated = plan.request.arguments(1).take(index).any(|earlier| earlier == key);
+        plan.spec.keys(plan.request).enumerate().filter_map(|(index, key)| {
+            let mut earlier = plan.spec.keys(plan.request).take(index);
+            let repeated = earlier.any(|earlier| earlier == key);
             self.schema.kind_of(key).filter(|_| !repeated).map(|kind| (key, kind))
         })
     }
@@ -216,6 +229,11 @@ impl Proxy {
         plan: &Plan<'_>,
     ) -> Result<(), CommandError> {
         let now_ms = now_ms();
+        if matches!(plan.capture, Capture::Replaced | Capture::Scripted) {
+            // The store has none of these commands, and says so.
+            self.execute(&mut engine, client, plan.request);
+            return Ok(());
+        }
         if plan.capture == Capture::Deleted
             && plan.request.arguments(1).any(|key| self.schema.kind_of(key).is_none())
         {

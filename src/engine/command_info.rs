@@ -1,7 +1,7 @@
 //! COMMAND: which commands there are, made from the command table and nothing else.
 //!
 //! Listed are the commands that this store and the proxy answer. What the table does not know
-//! (tips, key specifications, texts of the documentation) is left empty rather than made up.
+//! (tips, key specifications, the documentation itself) is left empty rather than made up.
 
 use crate::command::{self, Access, Category, Keys, Route, Spec, TABLE};
 use crate::resp::{Limits, ReplyWriter, Scanner, push_command};
@@ -162,7 +162,7 @@ fn write_info(spec: &Spec, reply: &mut ReplyWriter<'_>) {
     }
 }
 
-/// Writes a name and what is documented about it: its group.
+/// Writes a name, where its documentation is, and its group.
 fn write_docs(spec: &Spec, reply: &mut ReplyWriter<'_>) {
     let group = match spec.category {
         Category::Keyspace => "generic",
@@ -172,7 +172,10 @@ fn write_docs(spec: &Spec, reply: &mut ReplyWriter<'_>) {
         other => category_name(other).unwrap_or_default(),
     };
     reply.bulk(spec.name.as_bytes());
-    reply.map(1);
+    reply.map(2);
+    // Without a summary redis-cli's `help` would print `(null)`.
+    reply.bulk(b"summary");
+    reply.bulk(format!("see https://redis.io/docs/latest/commands/{}", spec.name).as_bytes());
     reply.bulk(b"group");
     reply.bulk(group.as_bytes());
 }

@@ -85,7 +85,7 @@ const OBJECT_HELP: &[&str] = &[
 
 /// What does not come from the profiles.
 pub(super) struct About {
-    started_ms: u64,
+    pub(super) started_ms: u64,
     /// 40 hexadecimal digits, different in each process.
     run_id: String,
     pub(super) clients: usize,

@@ -117,6 +117,13 @@ fn loading_replaces_and_an_expired_or_empty_profile_is_no_profile() {
 }
 
 #[test]
+fn rows_of_the_table_are_found_by_their_addresses() {
+    for (index, spec) in TABLE.iter().enumerate() {
+        assert_eq!(row(command::find(spec.name.as_bytes()).unwrap()), index);
+    }
+}
+
+#[test]
 fn commands_that_are_not_here_name_the_way_out() {
     let mut engine = Engine::new();
     let hint = "start with --upstream redis://host:port to use every command of Redis";

@@ -1,0 +1,143 @@
+//! MULTI and EXEC: the replies of Redis byte for byte, and each write inside captured with its own
+//! result.
+
+use crate::support::client::{Reply, assert_bytes, encode};
+use crate::support::proxy::Proxy;
+use crate::support::redis::Redis;
+use crate::support::setup::{Setup, on_both_setups};
+
+/// A kind without rules, so that only Redis decides.
+const OPEN: &str =
+    "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\nunknown_fields = \"allow\"\n";
+
+const SCRIPTS: [&[&str]; 12] = [
+    &["MULTI", "HSET user:1 a 1 b 2", "HINCRBY user:1 a 5", "HGETALL user:1", "EXEC"],
+    &["MULTI", "HDEL user:1 a", "HDEL user:1 b", "HSETNX user:1 a 1", "TTL user:1", "EXEC"],
+    &["MULTI", "EXEC"],
+    &["MULTI", "MULTI", "PING", "ECHO x", "EXEC", "EXEC"],
+    &["DISCARD", "MULTI", "HSET user:2 a 1", "DISCARD", "EXISTS user:2"],
+    &["MULTI", "HSET user:3 a", "HGET user:3", "EXEC", "EXISTS user:3"],
+    &["MULTI", "SET other x", "HINCRBY other a 1", "LPUSH list a", "HSET user:4 a 1", "EXEC"],
+    &["MULTI", "HSET user:5 a text", "HINCRBY user:5 a 1", "HINCRBY user:5 b 1", "EXEC"],
+    &["MULTI", "HSET user:6 a 1", "DEL user:6 user:5 user:none user:6", "HLEN user:6", "EXEC"],
+    &["MULTI", "HSET user:7 a 1", "PEXPIREAT user:7 99999999999999", "PERSIST user:7", "EXEC"],
+    &[
+        "MULTI",
+        "HINCRBYFLOAT user:8 a 1.5",
+        "BLPOP nolist 0",
+        "UNWATCH",
+        "LRANGE list 0 -1",
+        "EXEC",
+    ],
+    &["MULTI", "HSET user:9 a b", "EXPIRE user:9 -1", "EXISTS user:9", "EXEC", "HGETALL user:9"],
+];
+
+#[test]
+fn transactions_reply_as_redis_does_in_both_protocols_and_their_writes_are_recorded() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    let bare = Redis::start();
+    for hello in [None, Some("HELLO 3")] {
+        let (mut through, mut direct) = (setup.proxy.client(), bare.client());
+        if let Some(hello) = hello {
+            for client in [&mut through, &mut direct] {
+                client.send(format!("{hello}\r\n"));
+                client.reply();
+            }
+        }
+        for script in SCRIPTS {
+            // All in one write: the replies keep their order behind each other.
+            let request: String = script.iter().map(|line| format!("{line}\r\n")).collect();
+            through.send(&request);
+            direct.send(&request);
+            for line in script {
+                let what = format!("{line} in {script:?} after {hello:?}");
+                assert_bytes(&what, &through.reply_bytes(), &direct.reply_bytes());
+            }
+        }
+    }
+    setup.wait_for_equality();
+}
+
+#[test]
+fn a_transaction_is_recorded_write_by_write() {
+    let setup = Setup::servers();
+    let mut client = setup.proxy.client();
+    client.assert_reply("MULTI", b"+OK\r\n");
+    for command in [
+        "HSET user:EMP001 username john_doe login_count 3 status active",
+        "HINCRBY user:EMP001 login_count 4",
+        "HINCRBY user:EMP001 login_count -9",
+        "HDEL user:EMP001 status nothing",
+    ] {
+        client.assert_reply(command, b"+QUEUED\r\n");
+    }
+    let below = "-SCHEMA field 'login_count': expected an integer of at least 0\r\n";
+    client.assert_reply("EXEC", format!("*4\r\n:3\r\n:7\r\n{below}:1\r\n"));
+    setup.wait_for_history(3);
+    let commands: Vec<String> = setup.history().into_iter().map(|row| row.command).collect();
+    assert_eq!(commands, ["HSET", "HINCRBY", "HDEL"]);
+    setup.wait_for_equality();
+}
+
+on_both_setups!(a_refusal_when_queueing_discards_the_transaction);
+
+fn a_refusal_when_queueing_discards_the_transaction(setup: Setup) {
+    let mut client = setup.proxy.client();
+    let aborted = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
+    for refused in ["HSET user:1 login_count -1", "SET user:1 x", "AUTH x", "CLIENT ID"] {
+        client.assert_reply("MULTI", b"+OK\r\n");
+        client.assert_reply("HSET user:1 username x", b"+QUEUED\r\n");
+        let words: Vec<&str> = refused.split(' ').collect();
+        assert!(matches!(client.command(&words), Reply::Error(_)), "{refused}");
+        client.assert_reply("EXEC", aborted);
+    }
+    client.assert_reply("EXISTS user:1", b":0\r\n");
+    assert_eq!(setup.history_count(), 0);
+}
+
+#[test]
+fn a_transaction_ends_with_its_connection_and_with_reset() {
+    let setup = Setup::embedded();
+    let mut client = setup.proxy.client();
+    client.assert_reply("MULTI", b"+OK\r\n");
+    client.assert_reply("HSET user:1 username x", b"+QUEUED\r\n");
+    drop(client);
+    let mut client = setup.proxy.client();
+    client.assert_reply("EXISTS user:1", b":0\r\n");
+    client.assert_reply("MULTI", b"+OK\r\n");
+    client.assert_reply("RESET", b"+RESET\r\n");
+    client.assert_reply("EXEC", b"-ERR EXEC without MULTI\r\n");
+}
+
+#[test]
+fn transactions_of_many_clients_do_not_come_between_each_other() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    let clients: Vec<_> = (0..8)
+        .map(|number: i64| {
+            let mut client = setup.proxy.client();
+            std::thread::spawn(move || {
+                for round in 0..200 {
+                    let value = (number * 1000 + round).to_string();
+                    let block = [
+                        encode(&["MULTI"]),
+                        encode(&["HSET", "user:shared", "a", &value]),
+                        encode(&["HSET", "user:shared", "b", &value]),
+                        encode(&["HMGET", "user:shared", "a", "b"]),
+                        encode(&["EXEC"]),
+                    ];
+                    let replies = client.pipeline(&block);
+                    let read = replies[4].items()[2].items();
+                    assert_eq!(
+                        (read[0].bytes(), read[1].bytes()),
+                        (value.as_bytes(), value.as_bytes())
+                    );
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().expect("a client without a fault");
+    }
+    setup.wait_for_history(8 * 200 * 2);
+    setup.wait_for_equality();
+}
