@@ -61,7 +61,8 @@ const INSERT_HISTORY: &str = "\
     deleted, cleared, expires_at, persisted) ";
 
 const INSERT_PROFILES: &str = "\
-    insert into profiles (key, kind, fields, expires_at, updated_at, deleted_at, source, sequence) ";
+    insert into profiles \
+    (key, kind, fields, expires_at, updated_at, deleted_at, source, sequence) ";
 
 const REPLACE_PROFILE: &str = " on conflict (key) do update set kind = excluded.kind, \
     fields = excluded.fields, expires_at = excluded.expires_at, \
@@ -104,6 +105,10 @@ impl Sqlite {
             // journal still has them: the cursor is lost together with what it counted.
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT)
+            // A batch touches a page per profile: with the usual 2 MiB it would be written out
+            // before its end, and with the usual checkpoint synced to disk once per batch.
+            .pragma("cache_size", "-32768")
+            .pragma("wal_autocheckpoint", "8000")
             .disable_statement_logging();
         let pool = SqlitePoolOptions::new()
             .max_connections(config.connections.get())

@@ -100,7 +100,8 @@ impl KindColumns {
         let kind = literal(&self.kind);
         // SQLite stores the statement from the name on behind exactly these two words.
         let create = format!(
-            "CREATE VIEW {quoted_name} as select {select} from {from} where kind = {kind} and {live}"
+            "CREATE VIEW {quoted_name} as select {select} from {from} \
+             where kind = {kind} and {live}"
         );
         View { name, quoted_name, create }
     }

@@ -79,12 +79,12 @@ fn check(target: impl AsyncFn() -> Target, cases: u32) {
 
 #[test]
 fn postgres_and_the_model_agree_on_state_and_history() {
-    check(Target::postgres, 25);
+    check(Target::postgres, 12);
 }
 
 #[test]
 fn sqlite_and_the_model_agree_on_state_and_history() {
-    check(async || Target::sqlite(), 40);
+    check(async || Target::sqlite(), 25);
 }
 
 #[tokio::test]

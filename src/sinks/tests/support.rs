@@ -207,9 +207,11 @@ impl Target {
     /// All rows of `profiles`, by key: key, fields, expires, updated, deleted, sequence.
     pub(super) async fn state(&self) -> Vec<Value> {
         self.query(if self.is_postgres() {
-            "select json_build_array(key, fields, (extract(epoch from expires_at) * 1000)::bigint, \
-             (extract(epoch from updated_at) * 1000)::bigint, (extract(epoch from deleted_at) * 1000)::bigint, \
-             sequence)::text from profiles order by key"
+            "select json_build_array(key, fields, \
+             (extract(epoch from expires_at) * 1000)::bigint, \
+             (extract(epoch from updated_at) * 1000)::bigint, \
+             (extract(epoch from deleted_at) * 1000)::bigint, sequence)::text \
+             from profiles order by key"
         } else {
             "select json_array(key, json(fields), expires_at, updated_at, deleted_at, sequence) \
              from profiles order by key"
@@ -222,9 +224,11 @@ impl Target {
     pub(super) async fn history(&self) -> Vec<Value> {
         let mut rows = self
             .query(if self.is_postgres() {
-                "select json_build_array(sequence, key, (extract(epoch from at) * 1000)::bigint, command, \
-                 changed, removed, deleted, cleared, (extract(epoch from expires_at) * 1000)::bigint, \
-                 persisted)::text from history order by source, sequence"
+                "select json_build_array(sequence, key, \
+                 (extract(epoch from at) * 1000)::bigint, command, \
+                 changed, removed, deleted, cleared, \
+                 (extract(epoch from expires_at) * 1000)::bigint, persisted)::text \
+                 from history order by source, sequence"
             } else {
                 "select json_array(sequence, key, at, command, json(changed), json(removed), \
                  json(iif(deleted, 'true', 'false')), json(iif(cleared, 'true', 'false')), \
