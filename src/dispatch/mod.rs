@@ -4,6 +4,7 @@
 //! once or put on the lane, and what comes back is the business of [`Outcome`]. Order per client
 //! holds because the lane has one order and the proxy's own replies take their place in it.
 
+mod capture;
 mod check;
 mod client;
 mod clients;

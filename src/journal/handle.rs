@@ -13,7 +13,7 @@ use super::error::JournalError;
 use super::reader::Reader;
 use super::state::{State, lock};
 use super::sync::{self, FSYNC_BUCKETS};
-use super::{Sequence, segment};
+use super::{Sequence, SyncMode, segment};
 
 /// A handle on an open journal, cheap to clone.
 ///
@@ -68,6 +68,29 @@ impl Journal {
     /// Resolves when a record after `sequence` was written. Does not resolve on poisoning.
     pub async fn appended_past(&self, sequence: Sequence) {
         self.state.appended_past(sequence).await;
+    }
+
+    /// The last record that may leave this machine. What a power failure could take back must not
+    /// be in a database already, so it is what is durable; with `sync = "os"`, which promises
+    /// nothing, it is what was written.
+    pub fn deliverable(&self) -> Sequence {
+        match self.state.mode {
+            SyncMode::Os => self.appended(),
+            SyncMode::Always | SyncMode::EverySec => self.durable(),
+        }
+    }
+
+    /// Resolves when a record after `sequence` may leave this machine.
+    pub async fn deliverable_past(&self, sequence: Sequence) {
+        if self.state.mode == SyncMode::Os {
+            return self.appended_past(sequence).await;
+        }
+        let mut durable = self.watch();
+        while self.durable() <= sequence {
+            if durable.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Opens a reader whose first record is `from`, which may be the one to come.

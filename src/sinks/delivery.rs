@@ -135,14 +135,14 @@ impl Delivery {
             let idle_from = seen.max(Sequence(cursor));
             let discard_at = self.discard_at;
             tokio::select! {
-                () = self.journal.appended_past(idle_from) => {}
+                () = self.journal.deliverable_past(idle_from) => {}
                 // A full journal takes no records before it learns what it can let go of.
                 () = sleep_until(discard_at.unwrap_or(self.discarded)), if discard_at.is_some() => {
                     self.discard(cursor).await;
                     continue;
                 }
             }
-            let end = self.journal.appended();
+            let end = self.journal.deliverable();
             let waiting = end.0.saturating_sub(cursor);
             if waiting < self.config.batch_records_max.get() as u64 {
                 sleep(self.config.linger).await;
@@ -155,12 +155,20 @@ impl Delivery {
     }
 
     async fn deliver_up_to(&mut self, end: Sequence) -> Result<(), DeliveryError> {
-        while self.ready().await? < end.0 {
-            if !self.step().await? && self.position.is_some() {
-                break;
+        loop {
+            let cursor = Sequence(self.ready().await?);
+            if cursor >= end {
+                return Ok(());
             }
+            if self.step().await? || self.position.is_none() {
+                continue;
+            }
+            // What is not durable yet will be; what a gap in the numbers stands for is not there.
+            if self.journal.deliverable() >= end || self.journal.is_poisoned() {
+                return Ok(());
+            }
+            self.journal.deliverable_past(self.journal.deliverable()).await;
         }
-        Ok(())
     }
 
     /// Connects as long as it takes; returns the cursor.
@@ -249,7 +257,13 @@ impl Delivery {
             return Ok(false);
         };
         let mut batch = std::mem::take(&mut self.batch);
-        let records_max = self.config.batch_records_max.get();
+        let deliverable = self.journal.deliverable().next().0.saturating_sub(reader.position().0);
+        let deliverable = usize::try_from(deliverable).unwrap_or(usize::MAX);
+        let records_max = self.config.batch_records_max.get().min(deliverable);
+        if records_max == 0 {
+            (self.batch, self.position) = (batch, Some(Position { reader, cursor }));
+            return Ok(false);
+        }
         let bytes_max = usize::try_from(self.config.batch_bytes_max.as_u64()).unwrap_or(usize::MAX);
         let (reader, batch, read) = blocking(move || {
             let read = reader.read(&mut batch, records_max, bytes_max);
