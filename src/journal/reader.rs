@@ -231,7 +231,7 @@ impl Reader {
     }
 
     /// Goes on to the next segment; `false` if there is none.
-    fn advance(&mut self) -> Result<bool, JournalError> {
+    pub(super) fn advance(&mut self) -> Result<bool, JournalError> {
         let next = {
             let segments = lock(&self.state.segments);
             let at = segments.partition_point(|segment| segment.base <= self.segment.base);

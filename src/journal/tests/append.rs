@@ -104,7 +104,9 @@ fn reader_follows_the_writer_across_segments() {
     let mut reader = opened.journal.reader(Sequence(1)).unwrap();
     let follower = std::thread::spawn(move || {
         let (mut batch, mut seen) = (Batch::new(), 0);
+        let started = Instant::now();
         while seen < 5_000 {
+            assert!(started.elapsed() < Duration::from_secs(60), "stuck at {seen}");
             reader.read(&mut batch, 100, 1 << 20).unwrap();
             for (sequence, bytes) in batch.iter() {
                 seen += 1;
@@ -114,6 +116,20 @@ fn reader_follows_the_writer_across_segments() {
     });
     write(&mut opened.writer, 1..=5_000, 3);
     follower.join().unwrap();
+}
+
+#[test]
+fn reader_does_not_leave_a_segment_that_grew_before_the_next_one_began() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut opened = open_in(directory.path(), &small(SyncMode::Os, 200)).unwrap();
+    write(&mut opened.writer, 1..=1, 1);
+    let mut reader = opened.journal.reader(Sequence(1)).unwrap();
+    let mut batch = Batch::new();
+    assert_eq!(reader.read(&mut batch, 10, 1 << 20).unwrap(), 1);
+    // This is what happens between the reader's looks at its segment and at the next one.
+    write(&mut opened.writer, 2..=30, 1);
+    assert!(reader.advance().unwrap());
+    assert_eq!(reader.read(&mut batch, 100, 1 << 20).unwrap(), 29);
 }
 
 #[test]

@@ -70,9 +70,14 @@ fn torn_tail_of_zeros_or_garbage_is_cut() {
         written(directory.path(), &config(), 16);
         let (path, bytes) = files(directory.path()).pop().unwrap();
         std::fs::write(&path, [&bytes[..], &garbage].concat()).unwrap();
-        let opened = open_in(directory.path(), &config()).unwrap();
+        let mut opened = open_in(directory.path(), &config()).unwrap();
         assert_eq!(opened.recovery.torn_bytes, 5_000);
         assert_eq!(read_from(&opened.journal, 1), expected(1..=16));
+        // Left in place it would be damage once another segment follows.
+        write(&mut opened.writer, 17..=40, 2);
+        opened.writer.close().unwrap();
+        let opened = open_in(directory.path(), &config()).unwrap();
+        assert_eq!(read_from(&opened.journal, 1), expected(1..=40));
     }
 }
 
@@ -151,6 +156,17 @@ fn missing_foreign_or_renamed_segment_refuses_to_start() {
     };
     let middle = names[1].file_name().unwrap();
     refuses("missing", &|d| std::fs::remove_file(d.join(middle)).unwrap());
+    let second_to_last = names[names.len() - 2].file_name().unwrap();
+    refuses("missing before the last", &|d| {
+        std::fs::remove_file(d.join(second_to_last)).unwrap();
+    });
+    refuses("shortened between two records", &|d| {
+        std::fs::File::options()
+            .write(true)
+            .open(d.join(second_to_last))
+            .and_then(|file| file.set_len(segment::HEADER_BYTES))
+            .unwrap();
+    });
     refuses("foreign", &|d| {
         std::fs::copy(other.path().join(middle), d.join(middle)).unwrap();
     });
@@ -175,6 +191,14 @@ fn only_the_very_first_segment_may_have_lost_its_header_alone() {
     let opened = open_in(directory.path(), &config()).unwrap();
     assert_eq!((opened.recovery.torn_bytes, opened.recovery.records), (64, 0));
     drop(opened);
+
+    let directory = tempfile::tempdir().unwrap();
+    written(directory.path(), &config(), 1);
+    let path = segment::path(directory.path(), Sequence(1));
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"another source", 16).unwrap();
+    let result = open_in(directory.path(), &config());
+    assert!(matches!(result, Err(JournalError::Damaged { .. })), "it holds a record");
 
     // Whatever preceded this one is gone, so nothing tells where to go on.
     let directory = tempfile::tempdir().unwrap();

@@ -25,14 +25,14 @@ fn always_acknowledges_only_what_a_sync_has_covered() {
     let mut opened = open_on(&disk, directory.path(), &small(SyncMode::Always, 1 << 20));
     let journal = opened.journal.clone();
     let begun = disk.syncs_begun();
-    disk.block_syncs(true);
+    let blocked = disk.block_syncs();
     write(&mut opened.writer, 1..=2, 2);
     wait_until("the sync begins", || disk.syncs_begun() == begun + 1);
     // All of this is written while the sync runs: the next one covers it, and only one is needed.
     write(&mut opened.writer, 3..=20, 2);
     assert_eq!((journal.appended(), journal.acknowledgeable()), (Sequence(20), Sequence(0)));
     assert_eq!(opened.writer.acknowledged(), Sequence(0));
-    disk.block_syncs(false);
+    drop(blocked);
     wait_until("all is durable", || journal.acknowledgeable() == Sequence(20));
     assert_eq!(disk.syncs_begun(), begun + 2);
     assert_eq!(journal.fsyncs(), 2);
@@ -128,6 +128,7 @@ fn failed_write_poisons_and_leaves_no_half_record() {
         disk.limit_space(space);
         let mut last = 2;
         let error = loop {
+            assert!(last < 100, "space {space} was not enough for this");
             opened.writer.record(&[&payload(last + 1)]);
             match opened.writer.commit() {
                 Ok(sequence) => last = sequence.0,
@@ -193,7 +194,7 @@ fn power_failure_during_rotation_loses_nothing_durable_and_starts() {
     let mut opened = open_on(&disk, directory.path(), &config);
     write(&mut opened.writer, 1..=2, 1);
     wait_until("durable", || opened.journal.durable() == Sequence(2));
-    disk.block_syncs(true);
+    let blocked = disk.block_syncs();
     write(&mut opened.writer, 3..=30, 1);
     let paths: Vec<_> = files(directory.path()).into_iter().map(|(path, _)| path).collect();
     assert!(paths.len() > 3);
@@ -208,7 +209,7 @@ fn power_failure_during_rotation_loses_nothing_durable_and_starts() {
         assert!(last >= 2, "lost a durable record with survivors {survivors:b}");
         assert_eq!(read_from(&opened.journal, 1), expected(1..=last));
     }
-    disk.block_syncs(false);
+    drop(blocked);
 }
 
 #[test]

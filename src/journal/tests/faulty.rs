@@ -73,9 +73,10 @@ impl FaultyDisk {
         self.0.state.lock().unwrap().space = Some(bytes);
     }
 
-    pub(super) fn block_syncs(&self, blocks: bool) {
-        self.0.state.lock().unwrap().blocks_syncs = blocks;
-        self.0.changed.notify_all();
+    /// Lets syncs begin but not end until the guard is dropped, which a failing test does too.
+    pub(super) fn block_syncs(&self) -> BlockedSyncs {
+        self.0.state.lock().unwrap().blocks_syncs = true;
+        BlockedSyncs(self.clone())
     }
 
     pub(super) fn syncs_begun(&self) -> u64 {
@@ -103,6 +104,18 @@ impl FaultyDisk {
 
     fn file(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
         Arc::new(FaultyFile { disk: self.clone(), path: path.to_owned(), file })
+    }
+}
+
+pub(super) struct BlockedSyncs(FaultyDisk);
+
+impl Drop for BlockedSyncs {
+    fn drop(&mut self) {
+        let Shared { state, changed } = &*self.0.0;
+        if let Ok(mut state) = state.lock() {
+            state.blocks_syncs = false;
+        }
+        changed.notify_all();
     }
 }
 
