@@ -241,6 +241,11 @@ impl<S: Slot> Link<S> {
                 result = Err(UpstreamError::StrayReply);
                 break;
             };
+            // A request of which not a byte has left cannot have been answered.
+            if !push && flight.starts_at >= self.written_total {
+                result = Err(UpstreamError::StrayReply);
+                break;
+            }
             if push || flight.swallow > 0 {
                 // A run that was begun ends here: the bytes in between are nobody's.
                 if count > 0 && !flight.is_whole() {
