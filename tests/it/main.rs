@@ -12,6 +12,7 @@ mod crash;
 mod engine;
 mod engine_corners;
 mod handshakes;
+mod link_faults;
 mod mixed_load;
 mod readme_commands;
 mod shutdown;

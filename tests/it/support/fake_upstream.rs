@@ -1,0 +1,206 @@
+//! A Redis that does what a test tells it: it answers the proxy's handshake by itself, and from then
+//! on the test reads each request and decides what comes back, when, and whether at all.
+//!
+//! Reads and writes have a time limit, so that a request that never comes fails the test.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::{IO_BOUND, shown};
+use super::process::free_port;
+use super::proxy::{Proxy, ProxyOptions};
+
+/// A listening port that the proxy takes for Redis 7.0.15.
+pub(crate) struct FakeUpstream {
+    listener: TcpListener,
+}
+
+/// One connection of the proxy, past its handshake.
+pub(crate) struct FakeLink {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl FakeUpstream {
+    /// Listens on a free port.
+    pub(crate) fn start() -> FakeUpstream {
+        let listener = (0..8).find_map(|_| TcpListener::bind(("127.0.0.1", free_port())).ok());
+        let listener = listener.expect("a free port for the scripted upstream");
+        listener.set_nonblocking(true).expect("a listener that can be polled");
+        FakeUpstream { listener }
+    }
+
+    /// `redis://127.0.0.1:port`.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.listener.local_addr().expect("a bound port"))
+    }
+
+    /// Starts a proxy before this upstream, and takes its first link.
+    #[track_caller]
+    pub(crate) fn start_proxy(&self, options: ProxyOptions) -> (Proxy, FakeLink) {
+        let options = options.upstream(self.url());
+        thread::scope(|scope| {
+            let link = scope.spawn(|| self.accept());
+            let proxy = options.start();
+            (proxy, link.join().expect("the proxy connects"))
+        })
+    }
+
+    /// Waits for the next connection of the proxy and answers its handshake.
+    #[track_caller]
+    pub(crate) fn accept(&self) -> FakeLink {
+        let mut link = self.accept_silently();
+        loop {
+            let request = link.request();
+            let last = is_last_of_handshake(&request);
+            link.reply(handshake_reply(&request));
+            if last {
+                return link;
+            }
+        }
+    }
+
+    /// Waits for the next connection of the proxy and answers nothing.
+    #[track_caller]
+    pub(crate) fn accept_silently(&self) -> FakeLink {
+        let start = Instant::now();
+        loop {
+            if let Some(link) = self.accept_now() {
+                return link;
+            }
+            assert!(start.elapsed() < IO_BOUND, "the proxy does not connect");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Takes a connection that is there already.
+    pub(crate) fn accept_now(&self) -> Option<FakeLink> {
+        let (stream, _) = self.listener.accept().ok()?;
+        stream.set_nonblocking(false).expect("a stream that waits");
+        stream.set_nodelay(true).expect("a stream without delay");
+        stream.set_read_timeout(Some(IO_BOUND)).expect("a time limit");
+        stream.set_write_timeout(Some(IO_BOUND)).expect("a time limit");
+        Some(FakeLink { stream, buffer: Vec::new() })
+    }
+}
+
+impl FakeLink {
+    /// The next request, as its arguments.
+    #[track_caller]
+    pub(crate) fn request(&mut self) -> Vec<Vec<u8>> {
+        loop {
+            if let Some((arguments, length)) = parse(&self.buffer) {
+                self.buffer.drain(..length);
+                return arguments;
+            }
+            let count = self.fill().expect("a request within the time limit");
+            assert!(count > 0, "the proxy has closed the link, after {}", shown(&self.buffer));
+        }
+    }
+
+    /// The next request as words in one line, which is how tests compare it.
+    #[track_caller]
+    pub(crate) fn request_line(&mut self) -> String {
+        let words: Vec<String> =
+            self.request().iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        words.join(" ")
+    }
+
+    /// Reads the next request and compares it.
+    #[track_caller]
+    pub(crate) fn expect(&mut self, line: &str) {
+        assert_eq!(self.request_line(), line, "what the proxy has sent");
+    }
+
+    /// Sends bytes, whether they are a reply or not.
+    #[track_caller]
+    pub(crate) fn reply(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("the proxy reads");
+    }
+
+    /// Sends bytes over a link that the proxy may have left.
+    pub(crate) fn reply_if_there(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Waits until the proxy closes the link, and returns what it sent before.
+    #[track_caller]
+    pub(crate) fn read_to_close(&mut self) -> Vec<u8> {
+        loop {
+            match self.fill() {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                Err(error) => panic!("the proxy has not closed the link: {error}"),
+            }
+        }
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Fails when the proxy sends anything, or closes the link, within `pause`.
+    #[track_caller]
+    pub(crate) fn assert_quiet(&mut self, pause: Duration) {
+        assert!(self.buffer.is_empty(), "not quiet: {}", shown(&self.buffer));
+        self.stream.set_read_timeout(Some(pause)).expect("a time limit");
+        let read = self.fill();
+        self.stream.set_read_timeout(Some(IO_BOUND)).expect("a time limit");
+        let quiet = read.as_ref().is_err_and(|error| {
+            matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+        });
+        assert!(quiet, "not quiet: {read:?}, {}", shown(&self.buffer));
+    }
+
+    /// Closes the link.
+    pub(crate) fn close(self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn fill(&mut self) -> std::io::Result<usize> {
+        let mut chunk = [0; 64 * 1024];
+        let count = self.stream.read(&mut chunk)?;
+        self.buffer.extend_from_slice(&chunk[..count]);
+        Ok(count)
+    }
+}
+
+/// What Redis 7.0.15 says to the requests with which the proxy introduces itself.
+pub(crate) fn handshake_reply(request: &[Vec<u8>]) -> Vec<u8> {
+    let word = |index: usize| request.get(index).map_or(vec![], |word| word.to_ascii_uppercase());
+    let info = "redis_version:7.0.15\r\nrun_id:0123456789012345678901234567890123456789\r\n";
+    match (word(0).as_slice(), word(1).as_slice()) {
+        (b"AUTH" | b"SELECT", _) | (b"CLIENT", b"SETNAME") => b"+OK\r\n".to_vec(),
+        (b"HELLO", _) => b"*2\r\n$5\r\nproto\r\n:2\r\n".to_vec(),
+        (b"INFO", _) => format!("${}\r\n{info}\r\n", info.len()).into_bytes(),
+        (b"PING", _) => b"+PONG\r\n".to_vec(),
+        (b"CLIENT", b"ID") => b":7\r\n".to_vec(),
+        (b"CLIENT", b"LIST") => b"$0\r\n\r\n".to_vec(),
+        _ => panic!("not a request of the handshake: {}", shown(&request.concat())),
+    }
+}
+
+fn is_last_of_handshake(request: &[Vec<u8>]) -> bool {
+    request.len() > 1 && request[0] == b"CLIENT" && request[1] == b"LIST"
+}
+
+/// Reads one canonical request; `None` while it is not complete.
+fn parse(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
+    let (count, mut at) = header(bytes, 0, b'*')?;
+    let mut arguments = Vec::new();
+    for _ in 0..count {
+        let (length, start) = header(bytes, at, b'$')?;
+        arguments.push(bytes.get(start..start + length)?.to_vec());
+        at = start + length + 2;
+        bytes.get(at - 1)?;
+    }
+    Some((arguments, at))
+}
+
+fn header(bytes: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
+    let rest = bytes.get(at..)?;
+    let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
+    assert_eq!(rest[0], kind, "not canonical: {}", shown(rest));
+    let digits = String::from_utf8_lossy(&rest[1..end]).into_owned();
+    Some((digits.parse().expect("a length"), at + end + 2))
+}
