@@ -116,8 +116,11 @@ impl Connection {
                 }
                 () = draining.cancelled(), if !self.draining => {
                     self.draining = true;
-                    self.receive_last()?;
-                    self.take_and_act(0).await;
+                    // Behind a QUIT or a protocol error nothing is run any more.
+                    if !self.ending {
+                        self.receive_last()?;
+                        self.take_and_act(0).await;
+                    }
                 }
             }
         }
@@ -175,6 +178,10 @@ impl Connection {
                     self.ending = true;
                     self.pending = Vec::new();
                 }
+            }
+            if self.ending {
+                // The last reply has to wake the task, which then closes the connection.
+                self.client.want(Wanted::Drained);
             }
             return;
         }
