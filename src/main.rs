@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     match serve(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("profile-proxy: {error:#}");
+            eprintln!("profile-proxy: {error}");
             ExitCode::FAILURE
         }
     }

@@ -44,6 +44,8 @@ pub struct Admin {
     pub sink: Arc<Status>,
     /// Set when the proxy is told to stop.
     pub draining: AtomicBool,
+    /// Set when the delivery to the database has ended for good: only a person can help then.
+    pub undelivered: AtomicBool,
 }
 
 /// Serves the port until cancelled.
@@ -100,7 +102,8 @@ impl Admin {
         let stops = self.draining.load(Ordering::Relaxed);
         let upstream = self.metrics.upstream_up.value() > 0;
         let journal = !self.journal.is_poisoned();
-        let database = self.sink.is_connected();
+        let ended = self.undelivered.load(Ordering::Relaxed);
+        let database = self.sink.is_connected() && !ended;
         let check = |name, passes, needed, yes, no| Check {
             name,
             passes,
@@ -111,7 +114,12 @@ impl Admin {
             check("serving", !stops, true, "ok", "failed: the proxy is stopping"),
             check("upstream", upstream, true, "ok", "failed: Redis cannot be reached"),
             check("journal", journal, true, "ok", "failed: it cannot be written; restart needed"),
-            check("database", database, false, "ok", "behind: it cannot be reached"),
+            match ended {
+                true => {
+                    check("database", false, true, "ok", "failed: delivery has ended; see the log")
+                }
+                false => check("database", database, false, "ok", "behind: it cannot be reached"),
+            },
         ]
     }
 

@@ -49,8 +49,8 @@ impl Background {
     async fn run(self, signals: [Signal; 2], stops: Stops) {
         let stopping =
             await_signals(signals, stops.clone(), self.patience, Arc::clone(&self.admin));
-        let delivering = deliver(self.delivery, &stops);
-        let serving = serve_admin(self.port, self.admin, &stops);
+        let delivering = deliver(self.delivery, &self.admin, &stops);
+        let serving = serve_admin(self.port, Arc::clone(&self.admin), &stops);
         tokio::select! {
             _ = async { tokio::join!(delivering, serving) } => {}
             never = stopping => match never {},
@@ -59,7 +59,7 @@ impl Background {
 }
 
 /// Brings the journal to the database until the worker has ended, and then what is left.
-async fn deliver(delivery: Delivery, stops: &Stops) {
+async fn deliver(delivery: Delivery, admin: &Admin, stops: &Stops) {
     let run = Box::pin(delivery.run(stops.carried.child_token()));
     match stops.now.run_until_cancelled(run).await {
         None => warn!("told to end now; the journal keeps what the database has yet to get"),
@@ -67,7 +67,10 @@ async fn deliver(delivery: Delivery, stops: &Stops) {
         Some(Err(DeliveryError::Unfinished { left })) => {
             warn!(records = left, "the journal keeps what the database has yet to get");
         }
-        Some(Err(error)) => error!(%error, "the delivery to the database has ended"),
+        Some(Err(error)) => {
+            admin.undelivered.store(true, Ordering::Relaxed);
+            error!(%error, "the delivery to the database has ended");
+        }
     }
 }
 

@@ -108,6 +108,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
         journal: opened.journal.clone(),
         sink: delivery.status(),
         draining: false.into(),
+        undelivered: false.into(),
     });
     print_banner(config, &schema, &opened);
 
@@ -254,5 +255,24 @@ fn print_banner(config: &Config, schema: &Schema, opened: &Opened) {
         opened.recovery.records
     );
     println!("  profiles  {}", kinds.join(", "));
-    println!("try it:     redis-cli -p {port} HSET user:EMP001 username john_doe login_count 1");
+    println!("try it:     redis-cli -p {port} {}", example(schema));
+}
+
+/// A command that works with the first kind of the configuration.
+fn example(schema: &Schema) -> String {
+    let Some(kind) = schema.kinds().first() else { return "PING".to_owned() };
+    let pattern = kind.pattern().to_string();
+    let segments = pattern.split(':');
+    let key: Vec<&str> = segments.map(|s| if s.starts_with('{') { "EMP001" } else { s }).collect();
+    let field = |field_type| kind.fields().iter().filter(move |f| f.field_type() == field_type);
+    let name =
+        field(FieldType::String).find(|f| !kind.pattern().placeholders().any(|p| p == f.name()));
+    let pairs = [(name, "john_doe"), (field(FieldType::Integer).next(), "1")];
+    let pairs =
+        pairs.iter().filter_map(|(field, value)| field.map(|f| format!("{} {value}", f.name())));
+    let pairs: Vec<String> = pairs.collect();
+    match pairs.is_empty() {
+        true => format!("HGETALL {}", key.join(":")),
+        false => format!("HSET {} {}", key.join(":"), pairs.join(" ")),
+    }
 }

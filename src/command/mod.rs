@@ -238,11 +238,16 @@ impl Index {
     }
 }
 
-/// Pads a name to a fixed width in lower case.
+/// Pads a name to a fixed width in lower case, with its length at the end.
 fn fold(name: &[u8]) -> Option<[u8; NAME_BYTES_MAX]> {
     let mut folded = [0; NAME_BYTES_MAX];
     folded.get_mut(..name.len())?.copy_from_slice(name);
     folded.make_ascii_lowercase();
+    // The length keeps a name apart from the same name with NUL behind it.
+    match folded.last_mut() {
+        Some(last) if name.len() < NAME_BYTES_MAX => *last = name.len() as u8,
+        _ => return None,
+    }
     Some(folded)
 }
 
@@ -281,6 +286,7 @@ mod tests {
             assert_eq!(spec.index(), index, "the table is in the order of its names");
         }
         assert!(find(b"nosuch").is_none());
+        assert!(find(b"hset\0").is_none());
         assert!(find(&[b'x'; 100]).is_none());
         assert!(find(b"").is_none());
     }

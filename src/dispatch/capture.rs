@@ -33,15 +33,20 @@ impl Outcome {
         bytes: &[u8],
         answer: &mut Vec<u8>,
     ) {
-        let now_ms = now_ms();
-        let reply = reply_at(bytes, write.answer);
+        let now_ms = write.executed_ms.unwrap_or_else(now_ms);
+        let reply = match write.answer {
+            0 => bytes.get(..framed(bytes, 1)).unwrap_or_default(),
+            answer => bytes.get(framed(bytes, answer)..).unwrap_or_default(),
+        };
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
             Capture::Replaced | Capture::Scripted => self.replaced(write, notes, bytes),
             _ => self.single(write, notes, bytes, reply, now_ms),
         }
         match write.capture {
-            Capture::Guarded => self.answer_guarded(protocol, notes, reply, answer),
+            Capture::Guarded | Capture::GuardedFloat => {
+                self.answer_guarded(write.capture, protocol, notes, reply, answer);
+            }
             _ => answer.extend_from_slice(reply),
         }
     }
@@ -97,97 +102,127 @@ impl Outcome {
         self.change.clear();
         self.change.extend_from_slice(take_note(&mut notes));
         mark_time(&mut self.change, now_ms);
-        let happened = ReplyKind::of(answer) != ReplyKind::Error
-            && match slot.capture {
-                Capture::Accepted => true,
-                Capture::Value | Capture::Guarded => match value(answer) {
-                    Some(value) => {
-                        append_value(&mut self.change, value);
-                        true
-                    }
-                    None => false,
-                },
-                _ => integer(answer).is_some_and(|count| count > 0),
-            };
-        if happened {
-            match slot.capture {
-                Capture::Removed if integer(reply_at(bytes, 1)) == Some(0) => {
-                    mark_deleted(&mut self.change);
-                }
-                Capture::Expiry => match integer(reply_at(bytes, 1)) {
-                    Some(at) if at >= 0 => mark_expiry(&mut self.change, Expiry::At(at as u64)),
-                    Some(-1) => mark_expiry(&mut self.change, Expiry::Never),
-                    _ => mark_deleted(&mut self.change),
-                },
-                _ => {}
-            }
+        let mut verdict = Verdict::of(slot.capture, answer);
+        if verdict == Verdict::Happened {
+            verdict = self.complete(slot.capture, bytes, answer);
         }
-        let retained = match slot.retained {
-            true => {
-                integer(reply_at(bytes, slot.replies - 1)).and_then(|at| u64::try_from(at).ok())
-            }
-            false => None,
-        };
-        if let Some(at) = retained {
-            // The write failed, but the retention policy behind it has moved the expiry.
-            if !happened {
-                drop_fields(&mut self.change);
-            }
-            mark_expiry(&mut self.change, Expiry::At(at));
+        if verdict == Verdict::Unclear {
+            return self.doubt(slot.ticket);
         }
+        let happened = verdict == Verdict::Happened;
+        let retained = slot.retained && self.retain(slot, bytes, happened);
         if happened && slot.warned {
             self.check_result();
         }
         let mut ledger = self.ledger.borrow_mut();
-        match happened || retained.is_some() {
+        match happened || retained {
             true => ledger.change(slot.ticket, &self.change),
             false => ledger.void(slot.ticket),
         }
     }
 
+    /// Adds to a change that happened what only the replies tell.
+    fn complete(&mut self, capture: Capture, bytes: &[u8], answer: &[u8]) -> Verdict {
+        let behind = || integer(reply_at(bytes, 1));
+        match capture {
+            Capture::Value | Capture::Guarded | Capture::GuardedFloat => {
+                append_value(&mut self.change, value(answer).unwrap_or_default());
+            }
+            Capture::Removed => match behind() {
+                Some(0) => mark_deleted(&mut self.change),
+                Some(_) => {}
+                // A look that Redis refused (`-BUSY`) says nothing about the profile.
+                None => return Verdict::Unclear,
+            },
+            Capture::Expiry => match behind() {
+                Some(at) if at >= 0 => mark_expiry(&mut self.change, Expiry::At(at as u64)),
+                Some(-1) => mark_expiry(&mut self.change, Expiry::Never),
+                Some(_) => mark_deleted(&mut self.change),
+                None => return Verdict::Unclear,
+            },
+            _ => {}
+        }
+        Verdict::Happened
+    }
+
+    /// Takes over the expiry that the retention policy has set behind the write, if it has.
+    fn retain(&mut self, slot: &WriteSlot, bytes: &[u8], happened: bool) -> bool {
+        let set = integer(reply_at(bytes, slot.replies - 1)).and_then(|at| u64::try_from(at).ok());
+        let Some(at) = set else {
+            // Nothing was there to expire, or a client's own expiry stays: the next write asks again.
+            if let Some(key) = Entry::decode_key(&self.change) {
+                self.retention.borrow_mut().forget(key);
+            }
+            return false;
+        };
+        // The write failed, but the policy behind it has moved the expiry.
+        if !happened {
+            drop_fields(&mut self.change);
+        }
+        mark_expiry(&mut self.change, Expiry::At(at));
+        true
+    }
+
     /// DEL of several keys: each profile that was there is one change.
     fn deleted(&mut self, slot: &WriteSlot, mut notes: &[u8], bytes: &[u8], now_ms: u64) {
-        let failed = ReplyKind::of(reply_at(bytes, slot.answer)) == ReplyKind::Error;
+        let before = framed(bytes, slot.answer);
+        let (mut looks, answer) = bytes.split_at_checked(before).unwrap_or_default();
+        let failed = ReplyKind::of(answer) == ReplyKind::Error;
         for index in 0..slot.changes {
             self.change.clear();
             self.change.extend_from_slice(take_note(&mut notes));
             mark_time(&mut self.change, now_ms);
             let ticket = slot.ticket + u64::from(index);
-            let mut ledger = self.ledger.borrow_mut();
-            match !failed && integer(reply_at(bytes, index)) == Some(1) {
-                true => ledger.change(ticket, &self.change),
-                false => ledger.void(ticket),
+            let (look, rest) = looks.split_at_checked(framed(looks, 1)).unwrap_or_default();
+            looks = rest;
+            match integer(look) {
+                None if !failed => self.doubt(ticket),
+                Some(1) if !failed => self.ledger.borrow_mut().change(ticket, &self.change),
+                _ => self.ledger.borrow_mut().void(ticket),
             }
         }
     }
 
     /// A command that may have done anything to its profiles: each is what was read behind it.
     fn replaced(&mut self, slot: &WriteSlot, mut notes: &[u8], bytes: &[u8]) {
-        let failed = ReplyKind::of(reply_at(bytes, 0)) == ReplyKind::Error;
+        let failed = ReplyKind::of(bytes) == ReplyKind::Error;
+        let mut looks = bytes.get(framed(bytes, 1)..).unwrap_or_default();
         for index in 0..slot.changes {
             let note = take_note(&mut notes);
             let ticket = slot.ticket + u64::from(index);
             if failed && slot.capture == Capture::Replaced {
                 self.ledger.borrow_mut().void(ticket);
-            } else {
-                let from = framed(bytes, 1 + 2 * index);
-                self.snapshot(ticket, note, bytes.get(from..).unwrap_or_default());
+            } else if self.snapshot(ticket, note, looks) {
                 self.check_result();
+            } else if let Some(key) = Entry::decode_key(note) {
+                self.ledger.borrow_mut().doubt(ticket, key);
             }
+            looks = looks.get(framed(looks, 2)..).unwrap_or_default();
+        }
+    }
+
+    /// Leaves the change at hand to be read back: Redis did not say what it has done.
+    fn doubt(&self, ticket: u64) {
+        if let Some(key) = Entry::decode_key(&self.change) {
+            self.ledger.borrow_mut().doubt(ticket, key);
         }
     }
 
     /// The guard answers with text, or with null where it refused.
     fn answer_guarded(
         &self,
+        capture: Capture,
         protocol: Protocol,
         mut notes: &[u8],
         reply: &[u8],
         answer: &mut Vec<u8>,
     ) {
         let mut writer = ReplyWriter::new(answer, protocol);
-        match value(reply).map(parse_integer) {
-            Some(Some(integer)) => writer.integer(integer),
+        match value(reply) {
+            // The script reads the integer back as text.
+            Some(text) if capture == Capture::Guarded => {
+                writer.integer(parse_integer(text).unwrap_or_default());
+            }
             None if ReplyKind::of(reply) != ReplyKind::Error => {
                 take_note(&mut notes);
                 self.metrics.error("SCHEMA");
@@ -224,12 +259,16 @@ impl Outcome {
         self.change = encoded;
     }
 
-    /// A profile was read back: what it holds is the outcome.
-    pub(super) fn snapshot(&mut self, ticket: u64, note: &[u8], bytes: &[u8]) {
-        let fields = reply_at(bytes, 0);
-        let expiry = integer(reply_at(bytes, 1));
-        let Ok(Entry::Change(change)) = Entry::decode(note) else { return };
-        let wrong_type = ReplyKind::of(fields) == ReplyKind::Error;
+    /// A profile was read back: what it holds is the outcome. False when Redis did not tell; only
+    /// its word that a key is gone, or is something else, makes the profile one that is gone.
+    pub(super) fn snapshot(&mut self, ticket: u64, note: &[u8], bytes: &[u8]) -> bool {
+        let (fields, rest) = bytes.split_at_checked(framed(bytes, 1)).unwrap_or_default();
+        let expiry = integer(reply_at(rest, 0));
+        let Ok(Entry::Change(change)) = Entry::decode(note) else { return false };
+        let wrong_type = fields.starts_with(b"-WRONGTYPE");
+        if expiry.is_none() || ReplyKind::of(fields) == ReplyKind::Error && !wrong_type {
+            return false;
+        }
         self.change.clear();
         let mut builder = ChangeBuilder::begin(
             &mut self.change,
@@ -251,5 +290,39 @@ impl Outcome {
             builder.set(field, value);
         }
         self.ledger.borrow_mut().change(ticket, &self.change);
+        true
+    }
+}
+
+/// What a reply says of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The write was applied.
+    Happened,
+    /// Nothing changed.
+    Nothing,
+    /// It is not a reply that Redis gives to this write.
+    Unclear,
+}
+
+impl Verdict {
+    fn of(capture: Capture, answer: &[u8]) -> Self {
+        if ReplyKind::of(answer) == ReplyKind::Error {
+            return Self::Nothing;
+        }
+        let happened = match capture {
+            Capture::Accepted => answer == b"+OK\r\n" || integer(answer).is_some(),
+            Capture::Value => value(answer).is_some(),
+            // Null is the guard's refusal.
+            Capture::Guarded | Capture::GuardedFloat => match value(answer) {
+                Some(_) => true,
+                None => return Self::Nothing,
+            },
+            _ => match integer(answer) {
+                Some(count) if count <= 0 => return Self::Nothing,
+                count => count.is_some(),
+            },
+        };
+        if happened { Self::Happened } else { Self::Unclear }
     }
 }

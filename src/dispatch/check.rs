@@ -18,6 +18,8 @@ pub(super) enum Guard {
     None,
     /// Nothing may stop the write, but its result is to be checked and counted (`warn` mode).
     Watch,
+    /// The increment is in a form that only Redis reads.
+    Unread,
     /// HINCRBY only within these bounds of the current value.
     Integer(Bounds),
     /// HINCRBYFLOAT only within these bounds of the result.
@@ -46,6 +48,7 @@ impl Proxy {
         };
         match (verdict, kind.mode()) {
             (Ok(Guard::None), _) => Ok(Guard::None),
+            (Ok(Guard::Unread), _) => self.check_unread(kind, request),
             (Ok(_), Mode::Warn) => Ok(Guard::Watch),
             (Ok(guard), _) => Ok(guard),
             (Err(violation), Mode::Warn) => {
@@ -53,6 +56,15 @@ impl Proxy {
                 Ok(Guard::None)
             }
             (Err(violation), _) => Err(self.violated(violation)),
+        }
+    }
+
+    /// On a declared field what cannot be judged is refused; elsewhere Redis decides.
+    fn check_unread(&self, kind: &Kind, request: &Request<'_>) -> Result<Guard, CommandError> {
+        let field = request.argument(2);
+        match kind.fields().iter().any(|declared| declared.name().as_bytes() == field) {
+            true => Err(CommandError::NotAFloat),
+            false => Ok(Guard::None),
         }
     }
 
@@ -93,8 +105,12 @@ fn check_increment(kind: &Kind, request: &Request<'_>) -> Result<Guard, Violatio
 
 fn check_increment_float(kind: &Kind, request: &Request<'_>) -> Result<Guard, Violation> {
     let text = std::str::from_utf8(request.argument(3)).ok();
-    let Some(by) = text.and_then(|text| text.parse::<f64>().ok()) else { return Ok(Guard::None) };
-    Ok(match kind.check_increment_float(request.argument(2), by)? {
+    // Redis reads more forms than we do (hexadecimal). The type of the field is checked in any case,
+    // and a form that cannot be judged is not a number here (`Guard::Unread`).
+    let by = text.and_then(|text| text.parse::<f64>().ok());
+    let bounds = kind.check_increment_float(request.argument(2), by.unwrap_or(1.0))?;
+    let Some(_) = by else { return Ok(Guard::Unread) };
+    Ok(match bounds {
         FloatBounds::Free => Guard::None,
         bounds => Guard::Float(bounds),
     })

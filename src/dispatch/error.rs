@@ -46,6 +46,12 @@ pub enum CommandError {
     /// The same for a command that the proxy does not know.
     #[error("ERR a command that the proxy does not know is not allowed on a profile key")]
     UnknownOnProfiles,
+    /// A key that no database index takes.
+    #[error("ERR the key of a profile may have at most 1024 bytes")]
+    KeyTooLong,
+    /// A write that no database takes in one row.
+    #[error("ERR one write to a profile may have at most 64 MiB")]
+    WriteTooLarge,
     /// A script with a profile among its keys, where the configuration refuses those.
     #[error("ERR scripts are not allowed on profile keys (scripts = \"refuse\")")]
     Script,

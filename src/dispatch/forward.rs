@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Client, CommandError, Proxy, Slot, Upstream, now_ms};
+use super::{Client, CommandError, Proxy, Slot, Step, Upstream, now_ms};
 use crate::{
     command::{Keys, Spec},
     engine::Engine,
@@ -34,6 +34,11 @@ impl Proxy {
         spec: &Spec,
         request: &Request<'_>,
     ) -> Result<(), CommandError> {
+        // The debugger takes a connection over, and this one is everybody's.
+        let debugs = request.argument(1).eq_ignore_ascii_case(b"debug");
+        if spec.name == "script" && debugs {
+            return Err(CommandError::NotThroughProxy(spec.name));
+        }
         if self.touches_profiles(spec, request) {
             return Err(CommandError::NotOnProfiles(spec.name));
         }
@@ -49,7 +54,12 @@ impl Proxy {
         &self,
         client: &Rc<Client>,
         request: &Request<'_>,
-    ) -> Result<(), CommandError> {
+    ) -> Result<Step, CommandError> {
+        // Somebody speaks HTTP. Redis closes the connection then, which must not be the shared one.
+        let first = request.argument(0);
+        if first.eq_ignore_ascii_case(b"post") || first.eq_ignore_ascii_case(b"host:") {
+            return Ok(Step::Close);
+        }
         if !self.is_let_in(client) {
             return Err(CommandError::NotAuthenticated);
         }
@@ -58,13 +68,13 @@ impl Proxy {
             return Err(CommandError::UnknownOnProfiles);
         }
         match &self.upstream {
-            Upstream::Redis(lane) => self.send(lane, client, request),
+            Upstream::Redis(lane) => self.send(lane, client, request)?,
             // The embedded store knows how Redis words the refusal.
             Upstream::Embedded(engine) => {
                 self.execute(&mut engine.borrow_mut(), client, request);
-                Ok(())
             }
         }
+        Ok(Step::Next)
     }
 
     fn send(

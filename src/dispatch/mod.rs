@@ -170,7 +170,7 @@ impl Proxy {
     fn steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
         // What is asked for, and whether it is well formed.
         let Some(spec) = command::find(request.argument(0)) else {
-            return self.unknown(client, request).map(|()| Step::Next);
+            return self.unknown(client, request);
         };
         self.metrics.command(spec.index());
         if !spec.takes(request.len()) {

@@ -33,11 +33,12 @@ pub struct Outcome {
     held: Vec<Rc<Client>>,
     pub(super) change: Vec<u8>,
     reply: Vec<u8>,
-    retention: Rc<RefCell<Retention>>,
+    pub(super) retention: Rc<RefCell<Retention>>,
     /// What `warn` mode has logged; as many as there are rules in the schema.
     pub(super) warned: Vec<(String, Violation)>,
     always: bool,
-    refused: Option<JournalTrouble>,
+    /// Profiles that are being read back on the link.
+    snapshots_open: usize,
 }
 
 impl Outcome {
@@ -62,7 +63,7 @@ impl Outcome {
             retention: Rc::new(RefCell::new(Retention::new())),
             warned: Vec::new(),
             always: sync == SyncMode::Always,
-            refused: None,
+            snapshots_open: 0,
         }
     }
 
@@ -129,11 +130,7 @@ impl Receiver for Outcome {
     type Slot = Slot;
 
     fn may_send(&mut self, _batch: &Batch<Slot>) -> bool {
-        let written = self.ledger.borrow_mut().commit_intents().is_ok();
-        if !written {
-            self.refused = Some(JournalTrouble::Poisoned);
-        }
-        written
+        self.ledger.borrow_mut().commit_intents().is_ok()
     }
 
     fn replies(&mut self, slot: &Slot, notes: &[u8], bytes: &[u8], count: u32) {
@@ -166,16 +163,20 @@ impl Receiver for Outcome {
                 self.reply = answer;
             }
             Slot::Snapshot { ticket, notes: length } => {
+                self.snapshots_open = self.snapshots_open.saturating_sub(1);
+                // What Redis does not tell stays in doubt, and is asked for again.
                 self.snapshot(*ticket, notes.get(..*length as usize).unwrap_or_default(), bytes);
             }
         }
     }
 
     fn failed(&mut self, slot: &Slot, notes: &[u8], owed: u32, failure: Failure) {
-        let error = match (failure, self.refused) {
-            (Failure::NotSent, Some(trouble)) => CommandError::Journal(trouble),
-            (Failure::NotSent, None) => CommandError::UpstreamDown,
-            (Failure::Unknown, _) => CommandError::OutcomeUnknown,
+        let error = match failure {
+            Failure::NotSent if self.journal.is_poisoned() => {
+                CommandError::Journal(JournalTrouble::Poisoned)
+            }
+            Failure::NotSent => CommandError::UpstreamDown,
+            Failure::Unknown => CommandError::OutcomeUnknown,
         };
         match slot {
             Slot::Forward { client, .. } => {
@@ -201,7 +202,7 @@ impl Receiver for Outcome {
                 self.answer_error(client, &error);
             }
             // The doubt stays, and the next link asks again.
-            Slot::Snapshot { .. } => {}
+            Slot::Snapshot { .. } => self.snapshots_open = self.snapshots_open.saturating_sub(1),
         }
     }
 
@@ -225,13 +226,20 @@ impl Receiver for Outcome {
             }
             client.flush();
         }
-        self.refused = None;
         self.metrics.in_doubt.set(self.ledger.borrow().in_doubt().len() as u64);
     }
 
     fn recover(&mut self, batch: &mut Batch<Slot>) {
         self.retention.borrow_mut().forget_all();
         super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);
+        self.snapshots_open = batch.slots.len();
+    }
+
+    fn ask_again(&mut self, batch: &mut Batch<Slot>) {
+        if self.snapshots_open == 0 {
+            super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);
+            self.snapshots_open = batch.slots.len();
+        }
     }
 }
 

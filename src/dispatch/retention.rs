@@ -10,11 +10,33 @@
 use std::{hash::BuildHasher, time::Duration};
 
 /// The mark of a policy expiry: its remainder by the unit.
-pub(super) const MARK_MS: u64 = 1;
+const MARK_MS: u64 = 1;
 const UNIT_MS_MAX: u64 = 10_000;
 const TICK_MS_MAX: u64 = 3_600_000;
 /// Profiles whose latest tick is remembered, so that most writes need not ask.
 const REMEMBERED_MAX: usize = 1 << 16;
+
+/// An expiry that the policy asks for, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) at: u64,
+    /// Policy expiries are marked by their remainder by it.
+    unit: u64,
+    /// An expiry of the policy is moved by no less.
+    tick: u64,
+}
+
+impl Due {
+    /// Tells whether the expiry that is there gives way; `None` is no expiry.
+    pub(super) fn moves(&self, old: Option<u64>) -> bool {
+        old.is_none_or(|old| old + self.tick <= self.at && old % self.unit == MARK_MS)
+    }
+
+    /// Returns the arguments of `script::RETAIN`.
+    pub(super) fn arguments(&self) -> [u64; 4] {
+        [self.at, self.unit, MARK_MS, self.tick]
+    }
+}
 
 /// Remembers, per profile, for which expiry the policy was last applied.
 pub(super) struct Retention {
@@ -28,12 +50,12 @@ impl Retention {
         Self { hasher: foldhash::quality::RandomState::default(), applied: Vec::new() }
     }
 
-    /// Returns the expiry to ask for behind a write and its unit, or nothing if a write of the same
-    /// tick has asked already.
+    /// Returns the expiry to ask for behind a write, or nothing if a write of the same tick has asked
+    /// already.
     ///
     /// A collision in the table costs one question too many, never one too few: the whole hash of
     /// the key and the tick must match.
-    pub(super) fn due(&mut self, key: &[u8], ttl: Duration, now_ms: u64) -> Option<(u64, u64)> {
+    pub(super) fn due(&mut self, key: &[u8], ttl: Duration, now_ms: u64) -> Option<Due> {
         let ttl_ms = ttl.as_millis() as u64;
         let tick = (ttl_ms / 64).clamp(2, TICK_MS_MAX);
         let unit = tick.min(UNIT_MS_MAX);
@@ -44,7 +66,7 @@ impl Retention {
         let hash = self.hasher.hash_one((key, now_ms / tick));
         let place = self.hasher.hash_one(key) as usize % REMEMBERED_MAX;
         let remembered = self.applied.get_mut(place)?;
-        (std::mem::replace(remembered, hash) != hash).then_some((at, unit))
+        (std::mem::replace(remembered, hash) != hash).then_some(Due { at, unit, tick })
     }
 
     /// Forgets a profile whose expiry may have gone: it was deleted, or a client has changed it.
@@ -72,13 +94,22 @@ mod tests {
     fn writes_within_an_hour_ask_once() {
         let mut retention = Retention::new();
         let start = 500_000 * HOUR_MS + 10;
-        let (at, unit) = retention.due(b"user:1", YEAR, start).unwrap();
+        let Due { at, unit, .. } = retention.due(b"user:1", YEAR, start).unwrap();
         assert_eq!(at % unit, MARK_MS);
         let late = start + YEAR.as_millis() as u64 - at;
         assert!(late < 10_000, "{late} milliseconds early");
         assert_eq!(retention.due(b"user:1", YEAR, start + 1000), None);
         assert!(retention.due(b"user:2", YEAR, start).is_some());
-        assert!(retention.due(b"user:1", YEAR, start + HOUR_MS).unwrap().0 > at);
+        assert!(retention.due(b"user:1", YEAR, start + HOUR_MS).unwrap().at > at);
+    }
+
+    #[test]
+    fn an_expiry_of_the_policy_moves_by_a_tick_and_a_clients_own_never() {
+        let due = Retention::new().due(b"user:1", YEAR, 500_000 * HOUR_MS).unwrap();
+        assert!(due.moves(None));
+        assert!(due.moves(Some(due.at - HOUR_MS)));
+        assert!(!due.moves(Some(due.at - HOUR_MS / 2)));
+        assert!(!due.moves(Some(due.at - HOUR_MS - 1)), "it does not bear the mark");
     }
 
     #[test]

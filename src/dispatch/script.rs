@@ -40,14 +40,15 @@ if result then
 end
 return redis.pcall('HINCRBYFLOAT', KEYS[1], ARGV[1], ARGV[2])";
 
-/// Retention: `KEYS[1]`, the new expiry in milliseconds, the unit and the mark of policy expiries.
+/// Retention: `KEYS[1]`, the new expiry in milliseconds, the unit and the mark of policy expiries,
+/// and the tick.
 ///
-/// Moves the expiry if there is none or if it is an earlier one of the policy; an expiry that a
-/// client has chosen stays. Returns the new expiry, or -1 where nothing moved.
+/// Moves the expiry if there is none or if it is one of the policy that is a tick older; an expiry
+/// that a client has chosen stays. Returns the new expiry, or -1 where nothing moved.
 pub(super) const RETAIN: &str = "\
 local at = redis.call('PEXPIRETIME', KEYS[1])
 local new = tonumber(ARGV[1])
-if at == -1 or (at >= 0 and at < new and at % tonumber(ARGV[2]) == tonumber(ARGV[3])) then
+if at == -1 or (at >= 0 and new - at >= tonumber(ARGV[4]) and at % tonumber(ARGV[2]) == tonumber(ARGV[3])) then
   if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return -1 end
   redis.call('PEXPIREAT', KEYS[1], ARGV[1])
   return new

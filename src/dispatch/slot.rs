@@ -25,8 +25,10 @@ pub enum Capture {
     Removed,
     /// HINCRBY, HINCRBYFLOAT: the reply is the resulting value.
     Value,
-    /// The increment under guard: as `Value`, as text; null says that the guard refused it.
+    /// HINCRBY under guard: the value as text; null says that the guard refused it.
     Guarded,
+    /// HINCRBYFLOAT under guard.
+    GuardedFloat,
     /// EXPIRE and its kin, then PEXPIRETIME: above zero happened, and this is the time.
     Expiry,
     /// EXISTS for each profile, then DEL: those that existed are deleted.
@@ -52,6 +54,8 @@ pub struct WriteSlot {
     pub retained: bool,
     /// The profile kind is in `warn` mode and the resulting value has yet to be checked.
     pub warned: bool,
+    /// When the embedded store ran the write; Redis does not say.
+    pub executed_ms: Option<u64>,
     /// Changes in the notes.
     pub changes: u32,
     /// Bytes of notes.

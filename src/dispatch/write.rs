@@ -11,12 +11,14 @@
 //!
 //! All of it goes over the lane in one piece, so what is read is what the write has left.
 
-use std::{cell::RefMut, rc::Rc};
+use std::{cell::RefMut, collections::HashSet, rc::Rc};
 
 use super::{
     Client, CommandError, Proxy, Slot, Upstream,
     check::Guard,
-    now_ms, script,
+    now_ms,
+    retention::Due,
+    script,
     slot::{Capture, WriteSlot, push_note},
 };
 use crate::{
@@ -28,16 +30,23 @@ use crate::{
     upstream::{Batch, Lane, LinkState, Receiver},
 };
 
+/// Bytes of a profile's key.
+const KEY_BYTES_MAX: usize = 1024;
+/// Bytes of one write to a profile.
+const WRITE_BYTES_MAX: usize = 64 << 20;
+
 /// One write that the schema allows.
 pub(super) struct Plan<'a> {
     spec: &'static Spec,
     request: &'a Request<'a>,
     kind: &'a Kind,
     key: &'a [u8],
+    /// The profiles that it is about, where there can be several.
+    profiles: Vec<(&'a [u8], &'a Kind)>,
     capture: Capture,
     guard: Guard,
-    /// The expiry that retention asks for, and the unit of its mark.
-    retain: Option<(u64, u64)>,
+    /// The expiry that retention asks for.
+    retain: Option<Due>,
 }
 
 impl Proxy {
@@ -63,12 +72,13 @@ impl Proxy {
 
     /// Checks a write and decides what it needs.
     pub(super) fn plan<'a>(
-        &self,
+        &'a self,
         spec: &'static Spec,
         write: ProfileWrite,
         request: &'a Request<'a>,
         kind: &'a Kind,
     ) -> Result<Plan<'a>, CommandError> {
+        check_size(spec, request)?;
         let guard = self.check(kind, write, request)?;
         self.ledger.borrow().room().map_err(CommandError::Journal)?;
         let capture = match write {
@@ -76,7 +86,8 @@ impl Proxy {
             ProfileWrite::SetAbsent | ProfileWrite::Persist => Capture::Counted,
             ProfileWrite::RemoveFields => Capture::Removed,
             ProfileWrite::Increment | ProfileWrite::IncrementFloat => match guard {
-                Guard::Integer(_) | Guard::Float(_) => Capture::Guarded,
+                Guard::Integer(_) => Capture::Guarded,
+                Guard::Float(_) => Capture::GuardedFloat,
                 _ => Capture::Value,
             },
             ProfileWrite::Expire => Capture::Expiry,
@@ -87,7 +98,13 @@ impl Proxy {
         };
         let key = request.argument(1);
         let retain = self.retain(spec, write, request, kind);
-        Ok(Plan { spec, request, kind, key, capture, guard, retain })
+        let profiles = match capture {
+            Capture::Deleted | Capture::Replaced | Capture::Scripted => {
+                self.profiles(spec, request)
+            }
+            _ => Vec::new(),
+        };
+        Ok(Plan { spec, request, kind, key, profiles, capture, guard, retain })
     }
 
     fn retain(
@@ -96,7 +113,7 @@ impl Proxy {
         write: ProfileWrite,
         request: &Request<'_>,
         kind: &Kind,
-    ) -> Option<(u64, u64)> {
+    ) -> Option<Due> {
         let ttl = kind.ttl()?;
         let mut retention = self.retention.borrow_mut();
         match write {
@@ -140,7 +157,7 @@ impl Proxy {
         let (ticket, changes) = self.note(client, plan, &mut batch.notes, true);
         let out = &mut batch.bytes;
         let answer = match plan.capture {
-            Capture::Deleted => push_exists(self, plan, out),
+            Capture::Deleted => push_exists(plan, out),
             _ => 0,
         };
         match plan.guard {
@@ -153,15 +170,15 @@ impl Proxy {
             Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
             Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
             Capture::Replaced | Capture::Scripted => {
-                for (key, _) in self.profiles(plan) {
+                for (key, _) in &plan.profiles {
                     push(out, &[b"HGETALL", key], &mut replies);
                     push(out, &[b"PEXPIRETIME", key], &mut replies);
                 }
             }
             _ => {}
         }
-        if let Some((at, unit)) = plan.retain {
-            push_retain(out, plan.key, at, unit);
+        if let Some(due) = plan.retain {
+            push_retain(out, plan.key, due);
             replies += 1;
         }
         WriteSlot {
@@ -171,6 +188,7 @@ impl Proxy {
             answer,
             retained: plan.retain.is_some(),
             warned: plan.guard == Guard::Watch,
+            executed_ms: None,
             changes,
             notes: (batch.notes.len() - start) as u32,
         }
@@ -200,11 +218,11 @@ impl Proxy {
         };
         match plan.capture {
             Capture::Deleted | Capture::Replaced | Capture::Scripted => {
-                self.profiles(plan).for_each(|(key, kind)| note(key, kind));
+                plan.profiles.iter().for_each(|(key, kind)| note(key, kind));
             }
             _ => note(plan.key, plan.kind),
         }
-        if plan.capture == Capture::Guarded {
+        if matches!(plan.capture, Capture::Guarded | Capture::GuardedFloat) {
             let violation = plan.kind.out_of_range(plan.request.argument(2));
             push_note(notes, |out| out.extend_from_slice(violation.text().as_bytes()));
         }
@@ -212,12 +230,10 @@ impl Proxy {
     }
 
     /// The profiles among the keys of a command, each once.
-    fn profiles<'p>(&'p self, plan: &'p Plan<'_>) -> impl Iterator<Item = (&'p [u8], &'p Kind)> {
-        plan.spec.keys(plan.request).enumerate().filter_map(|(index, key)| {
-            let mut earlier = plan.spec.keys(plan.request).take(index);
-            let repeated = earlier.any(|earlier| earlier == key);
-            self.schema.kind_of(key).filter(|_| !repeated).map(|kind| (key, kind))
-        })
+    fn profiles<'p>(&'p self, spec: &Spec, request: &'p Request<'p>) -> Vec<(&'p [u8], &'p Kind)> {
+        let mut seen = HashSet::new();
+        let keys = spec.keys(request).filter(|key| seen.insert(*key));
+        keys.filter_map(|key| self.schema.kind_of(key).map(|kind| (key, kind))).collect()
     }
 
     /// Runs the write on the embedded store. Nothing is ever in doubt there: the store is rebuilt
@@ -248,6 +264,7 @@ impl Proxy {
             _ => true,
         };
         if !allowed {
+            self.retention.borrow_mut().forget(plan.key);
             return Err(self.violated(plan.kind.out_of_range(field)));
         }
         let (mut replies, mut notes) = (self.replies.borrow_mut(), self.notes.borrow_mut());
@@ -257,23 +274,27 @@ impl Proxy {
         let mut writer = ReplyWriter::new(&mut replies, client.protocol.get());
         let mut answer = 0;
         if plan.capture == Capture::Deleted {
-            for (key, _) in self.profiles(plan) {
+            for (key, _) in &plan.profiles {
                 writer.integer(i64::from(engine.expires_ms(now_ms, key).is_some()));
                 answer += 1;
             }
         }
         engine.execute(now_ms, plan.request, &mut writer);
         let mut count = answer + 1 + probe_embedded(&mut engine, now_ms, plan, &mut writer);
-        if let Some((at, unit)) = plan.retain {
-            let moved = retain_embedded(&mut engine, now_ms, plan.key, at, unit);
-            writer.integer(if moved { at as i64 } else { -1 });
+        if let Some(due) = plan.retain {
+            let moved = retain_embedded(&mut engine, now_ms, plan.key, due);
+            writer.integer(if moved { due.at as i64 } else { -1 });
             count += 1;
         }
         client.expect(count);
         let write = WriteSlot {
             ticket,
             // The guard has spoken already, so the reply is the plain one.
-            capture: if plan.capture == Capture::Guarded { Capture::Value } else { plan.capture },
+            capture: match plan.capture {
+                Capture::Guarded | Capture::GuardedFloat => Capture::Value,
+                capture => capture,
+            },
+            executed_ms: Some(now_ms),
             replies: count,
             answer,
             retained: plan.retain.is_some(),
@@ -284,6 +305,17 @@ impl Proxy {
         let slot = Slot::Write { client: Rc::clone(client), write };
         self.outcome.borrow_mut().replies(&slot, &notes, &replies, count);
         Ok(())
+    }
+}
+
+/// Refuses what no database takes, before it is acknowledged: a row's key goes into an index.
+fn check_size(spec: &Spec, request: &Request<'_>) -> Result<(), CommandError> {
+    if request.bytes().len() > WRITE_BYTES_MAX {
+        return Err(CommandError::WriteTooLarge);
+    }
+    match spec.keys(request).any(|key| key.len() > KEY_BYTES_MAX) {
+        true => Err(CommandError::KeyTooLong),
+        false => Ok(()),
     }
 }
 
@@ -329,9 +361,9 @@ fn push(out: &mut Vec<u8>, arguments: &[&[u8]], replies: &mut u32) {
     *replies += 1;
 }
 
-fn push_exists(proxy: &Proxy, plan: &Plan<'_>, out: &mut Vec<u8>) -> u32 {
+fn push_exists(plan: &Plan<'_>, out: &mut Vec<u8>) -> u32 {
     let mut count = 0;
-    for (key, _) in proxy.profiles(plan) {
+    for (key, _) in &plan.profiles {
         push(out, &[b"EXISTS", key], &mut count);
     }
     count
@@ -356,18 +388,14 @@ fn push_script(out: &mut Vec<u8>, script: &str, request: &Request<'_>, least: &s
     push_command(out, &script, |_, _| {});
 }
 
-fn push_retain(out: &mut Vec<u8>, key: &[u8], at: u64, unit: u64) {
-    let (mut first, mut second, mut third) =
-        (itoa::Buffer::new(), itoa::Buffer::new(), itoa::Buffer::new());
-    let script: [&[u8]; 7] = [
-        b"EVAL",
-        script::RETAIN.as_bytes(),
-        b"1",
-        key,
-        first.format(at).as_bytes(),
-        second.format(unit).as_bytes(),
-        third.format(super::retention::MARK_MS).as_bytes(),
-    ];
+fn push_retain(out: &mut Vec<u8>, key: &[u8], due: Due) {
+    let mut buffers = [(); 4].map(|()| itoa::Buffer::new());
+    let mut script: [&[u8]; 8] =
+        [b"EVAL", script::RETAIN.as_bytes(), b"1", key, b"", b"", b"", b""];
+    let arguments = buffers.iter_mut().zip(due.arguments());
+    for (place, (buffer, argument)) in script.iter_mut().skip(4).zip(arguments) {
+        *place = buffer.format(argument).as_bytes();
+    }
     push_command(out, &script, |_, _| {});
 }
 
@@ -392,16 +420,12 @@ fn probe_embedded(
 }
 
 /// What `script::RETAIN` does at Redis.
-fn retain_embedded(engine: &mut Engine, now_ms: u64, key: &[u8], at: u64, unit: u64) -> bool {
-    let movable = match engine.expires_ms(now_ms, key) {
-        None => false,
-        Some(None) => true,
-        Some(Some(old)) => old < at && old % unit == super::retention::MARK_MS,
-    };
-    if movable {
-        engine.expire_at(now_ms, key, at);
+fn retain_embedded(engine: &mut Engine, now_ms: u64, key: &[u8], due: Due) -> bool {
+    let moves = engine.expires_ms(now_ms, key).is_some_and(|old| due.moves(old));
+    if moves {
+        engine.expire_at(now_ms, key, due.at);
     }
-    movable
+    moves
 }
 
 /// A value that is no integer is left to the store, which refuses it in Redis's words.

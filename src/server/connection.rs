@@ -100,20 +100,6 @@ impl Connection {
             let listens = !self.ending && self.waits == Wanted::Nothing;
             tokio::select! {
                 biased;
-                received = receive(&mut self.read, &self.shared),
-                    if listens && backlog <= UNREAD_BYTES_MAX =>
-                {
-                    let count = received?;
-                    if count == 0 {
-                        return Ok(());
-                    }
-                    self.take_and_act(count).await;
-                }
-                () = client.woken() => {}
-                ready = client.writable(), if writable > 0 => {
-                    ready?;
-                    client.flush();
-                }
                 () = draining.cancelled(), if !self.draining => {
                     self.draining = true;
                     // Behind a QUIT or a protocol error nothing is run any more.
@@ -121,6 +107,20 @@ impl Connection {
                         self.receive_last()?;
                         self.take_and_act(0).await;
                     }
+                }
+                received = receive(&mut self.read, &self.shared),
+                    if listens && backlog <= UNREAD_BYTES_MAX =>
+                {
+                    match received? {
+                        // The client says no more, but may still listen for what it has asked.
+                        0 => self.end(),
+                        count => self.take_and_act(count).await,
+                    }
+                }
+                () = client.woken() => {}
+                ready = client.writable(), if writable > 0 => {
+                    ready?;
+                    client.flush();
                 }
             }
         }
@@ -164,7 +164,8 @@ impl Connection {
         let mut pause = self.take(count);
         loop {
             match pause {
-                Pause::Input => self.ending |= self.draining,
+                Pause::Input if self.draining => self.end(),
+                Pause::Input => {}
                 Pause::Replies(wanted) => {
                     self.waits = wanted;
                     self.client.want(wanted);
@@ -174,17 +175,18 @@ impl Connection {
                     pause = self.take(0);
                     continue;
                 }
-                Pause::End => {
-                    self.ending = true;
-                    self.pending = Vec::new();
-                }
-            }
-            if self.ending {
-                // The last reply has to wake the task, which then closes the connection.
-                self.client.want(Wanted::Drained);
+                Pause::End => self.end(),
             }
             return;
         }
+    }
+
+    /// Runs nothing more; the connection closes when the replies are out.
+    fn end(&mut self) {
+        self.ending = true;
+        self.pending = Vec::new();
+        // The last reply has to wake the task.
+        self.client.want(Wanted::Drained);
     }
 
     /// Dispatches input: straight from the shared buffer when nothing is left from before.

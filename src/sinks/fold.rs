@@ -98,7 +98,7 @@ impl<'a> Delta<'a> {
             Expiry::Unchanged if !self.cleared => self.expires_known_ms,
             Expiry::Unchanged | Expiry::Never => None,
         };
-        self.deleted || expires_ms.is_some_and(|expires_ms| expires_ms <= at_ms)
+        self.deleted || expires_ms.is_some_and(|expires_ms| expires_ms < at_ms)
     }
 
     fn apply(&mut self, sequence: u64, change: &Change<'a>) {
@@ -142,7 +142,7 @@ impl<'a> Delta<'a> {
 
     /// What the row is after the batch.
     pub(super) fn merge(&self, row: Row) -> Row {
-        let gone = row.deleted || row.expires_ms.is_some_and(|at| at <= self.first_ms);
+        let gone = row.deleted || row.expires_ms.is_some_and(|at| at < self.first_ms);
         let mut after = if self.cleared || gone { Row::default() } else { row };
         for name in &self.removed {
             after.fields.remove(*name);

@@ -57,7 +57,7 @@ pub(super) const NEEDED_ROWS: &str = "\
     select p.key, p.fields::text, p.expires_at, p.deleted_at is not null \
     from unnest($1, $2, $3, $4) as needed (key, snapshot, after, until) \
     join profiles p on p.key = needed.key \
-    where needed.snapshot or (p.expires_at > needed.after and p.expires_at <= needed.until)";
+    where needed.snapshot or (p.expires_at >= needed.after and p.expires_at < needed.until)";
 
 pub(super) const INSERT_HISTORY: &str = "\
     insert into history (source, sequence, key, kind, at, actor, command, changed, removed, \
@@ -82,14 +82,14 @@ pub(super) const UPSERT: &str = "\
         update profiles p set \
             kind = b.kind, \
             fields = case \
-                when b.cleared or p.deleted_at is not null or p.expires_at <= b.first_at \
+                when b.cleared or p.deleted_at is not null or p.expires_at < b.first_at \
                     then b.fields::jsonb \
                 when b.removed is null then p.fields || b.fields::jsonb \
                 else (p.fields - array(select jsonb_array_elements_text(b.removed::jsonb))) \
                     || b.fields::jsonb \
             end, \
             expires_at = case \
-                when b.cleared or p.deleted_at is not null or p.expires_at <= b.first_at \
+                when b.cleared or p.deleted_at is not null or p.expires_at < b.first_at \
                     then b.expires_at \
                 when b.keeps_expiry then p.expires_at \
                 else b.expires_at \

@@ -43,6 +43,9 @@ pub trait Receiver {
 
     /// Fills in what must go first over a new link, before any client's request.
     fn recover(&mut self, batch: &mut Batch<Self::Slot>);
+
+    /// Fills in what has to be asked on a link that is up. Runs a few times per reply timeout.
+    fn ask_again(&mut self, _batch: &mut Batch<Self::Slot>) {}
 }
 
 /// Requests that go over the link in one piece.

@@ -113,6 +113,11 @@ impl<S: Slot> Link<S> {
                     if self.is_overdue() {
                         return UpstreamError::Timeout;
                     }
+                    let mut again = Batch::new(Protocol::Resp2);
+                    receiver.borrow_mut().ask_again(&mut again);
+                    if !again.is_empty() {
+                        self.send(again, &mut *receiver.borrow_mut());
+                    }
                 }
             }
         }

@@ -1,7 +1,6 @@
 //! The integration tests: one binary, one module per subject, real servers and the real proxy.
 //!
 //! `support` starts and stops the servers. `make test-needs` installs what it looks for.
-
 // Test code may stop at the first surprise; the lint knows only `#[test]` functions by itself.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -9,6 +8,7 @@ mod admin;
 mod bad_input;
 mod command_line;
 mod crash;
+mod differential;
 mod engine;
 mod engine_corners;
 mod handshakes;

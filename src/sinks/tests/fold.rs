@@ -20,7 +20,7 @@ fn change(record: &[u8]) -> Change<'_> {
 fn asked_for(delta: &Delta<'_>, row: &Row) -> bool {
     let in_doubt = delta
         .doubt_ms()
-        .is_some_and(|(after, until)| row.expires_ms.is_some_and(|at| after < at && at <= until));
+        .is_some_and(|(after, until)| row.expires_ms.is_some_and(|at| after <= at && at < until));
     delta.snapshot || in_doubt
 }
 

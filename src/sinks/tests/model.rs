@@ -94,7 +94,7 @@ impl Model {
 
     pub(super) fn apply(&mut self, sequence: u64, write: &Write) {
         let profile = self.profiles.entry(write.key.clone()).or_default();
-        let expired = profile.row.expires_ms.is_some_and(|at| at <= write.at_ms);
+        let expired = profile.row.expires_ms.is_some_and(|at| at < write.at_ms);
         if profile.row.deleted || expired {
             profile.row = Row::default();
         }

@@ -181,7 +181,11 @@ impl Client {
         self.try_reply_and_bytes().expect("a reply").1
     }
 
-    fn try_reply_and_bytes(&mut self) -> io::Result<(Reply, Vec<u8>)> {
+    /// The next reply, decoded and as it came.
+    ///
+    /// # Errors
+    /// The connection ended or answered nothing within the time limit.
+    pub(crate) fn try_reply_and_bytes(&mut self) -> io::Result<(Reply, Vec<u8>)> {
         loop {
             let unread = &self.buffer[self.start..];
             if let Some((reply, length)) = decode(unread) {
@@ -212,13 +216,19 @@ impl Client {
     /// Everything up to the close of the connection.
     #[track_caller]
     pub(crate) fn read_to_close(&mut self) -> Vec<u8> {
+        self.read_to_close_of("the connection")
+    }
+
+    /// As [`Self::read_to_close`]; a failure says `what` was not closed.
+    #[track_caller]
+    pub(crate) fn read_to_close_of(&mut self, what: &str) -> Vec<u8> {
         loop {
             match self.fill() {
                 Ok(0) => break,
                 Ok(_) => {}
                 // A peer that closes with unread input of ours resets the connection.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
-                Err(error) => panic!("the connection was not closed: {error}"),
+                Err(error) => panic!("{what} was not closed: {error}"),
             }
         }
         self.buffer.split_off(std::mem::take(&mut self.start))

@@ -9,6 +9,7 @@ pub(crate) mod database;
 pub(crate) mod fake_upstream;
 pub(crate) mod load;
 pub(crate) mod metrics_text;
+pub(crate) mod pipelines;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -160,7 +160,7 @@ impl Setup {
 
     /// A proxy is ready before its database is; only then the tables and views are made.
     #[track_caller]
-    fn wait_for_tables(&self) {
+    pub(crate) fn wait_for_tables(&self) {
         wait_until("the tables", DELIVERY_BOUND, || {
             self.try_query("select 1 from {}user_profiles").ok()
         });
