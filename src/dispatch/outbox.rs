@@ -12,6 +12,8 @@ use crate::{
 
 /// Memory that an empty outbox keeps.
 const KEPT_BYTES_MAX: usize = 16 << 10;
+/// Written bytes that are kept in front of the rest until it pays to move the rest.
+const WRITTEN_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes on their way to one client.
 #[derive(Debug, Default)]
@@ -90,7 +92,18 @@ impl Outbox {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT_BYTES_MAX);
             (self.sent, self.mark) = (0, 0);
+        } else if self.sent >= WRITTEN_BYTES_MAX && self.sent >= self.bytes.len() / 2 {
+            self.drop_written();
         }
+    }
+
+    /// Lets go what is written. A client that is always a little behind never empties its outbox.
+    fn drop_written(&mut self) {
+        self.bytes.drain(..self.sent);
+        self.bytes.shrink_to(self.bytes.len() * 2);
+        self.mark = self.mark.saturating_sub(self.sent);
+        self.held = self.held.map(|(at, sequence)| (at - self.sent, sequence));
+        self.sent = 0;
     }
 
     pub(super) fn clear(&mut self) {
@@ -121,6 +134,23 @@ mod tests {
         assert_eq!(outbox.front(), b"+B\r\n+C\r\n");
         outbox.written(8);
         assert_eq!(outbox.len(), 0);
+    }
+
+    #[test]
+    fn what_is_written_is_let_go_while_more_is_to_be_written() {
+        let mut outbox = Outbox::default();
+        let reply = vec![b'x'; WRITTEN_BYTES_MAX];
+        outbox.push(&reply, 1);
+        outbox.push(b"+B\r\n", 1);
+        outbox.mark();
+        outbox.push(b"+C\r\n", 1);
+        outbox.hold(Sequence(5));
+        outbox.written(reply.len());
+        assert!(outbox.bytes.len() < 16, "{} bytes are kept", outbox.bytes.len());
+        assert_eq!(outbox.front(), b"+B\r\n", "what is held stays held");
+        outbox.rewind(Protocol::Resp2, "MISCONF x");
+        outbox.unhold(Sequence(5));
+        assert_eq!(outbox.front(), b"+B\r\n-MISCONF x\r\n");
     }
 
     #[test]
