@@ -1,8 +1,9 @@
 //! One client's connection: bytes in, batches of requests through dispatch, bytes out.
 //!
 //! One read yields any number of requests; they are dispatched together and answered with one
-//! write. Input waits in the socket while the client has too many replies to come or to read, so
-//! a client that never reads costs a bounded amount of memory.
+//! write. Input waits in the socket while the client has too many replies to come. It does not
+//! wait for the client to read: one that writes everything first would never get there. A client
+//! that lets more replies pile up than the limit is cut, so it costs a bounded amount of memory.
 
 use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, task::Poll};
 
@@ -20,8 +21,6 @@ use crate::{
 
 /// Memory that an idle connection keeps for unfinished requests.
 const KEPT_BYTES_MAX: usize = 16 << 10;
-/// Replies that a client may leave unread before its input has to wait.
-const UNREAD_BYTES_MAX: usize = 1 << 20;
 
 /// The task side of a client.
 pub(super) struct Connection {
@@ -96,7 +95,7 @@ impl Connection {
                 self.take_and_act(0).await;
                 continue;
             }
-            let (writable, backlog) = client.backlog();
+            let (writable, _) = client.backlog();
             let listens = !self.ending && self.waits == Wanted::Nothing;
             tokio::select! {
                 biased;
@@ -109,7 +108,7 @@ impl Connection {
                     }
                 }
                 received = receive(&mut self.read, &self.shared),
-                    if listens && backlog <= UNREAD_BYTES_MAX =>
+                    if listens =>
                 {
                     match received? {
                         // The client says no more, but may still listen for what it has asked.
