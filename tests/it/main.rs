@@ -6,6 +6,7 @@
 
 mod admin;
 mod bad_input;
+mod clients_and_limits;
 mod command_line;
 mod crash;
 mod differential;

@@ -150,6 +150,23 @@ impl Proxy {
         Client::connect(&self.address())
     }
 
+    /// How many descriptors the process has open.
+    #[track_caller]
+    pub(crate) fn open_descriptors(&self) -> usize {
+        let id = self.process.as_ref().expect("a running proxy").id();
+        fs::read_dir(format!("/proc/{id}/fd")).expect("the descriptors of the proxy").count()
+    }
+
+    /// The memory of the process that is in use, in bytes.
+    #[track_caller]
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let id = self.process.as_ref().expect("a running proxy").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("a size in kB") * 1024
+    }
+
     /// The folder with the journal and, by default, the SQLite file.
     pub(crate) fn data_folder(&self) -> PathBuf {
         self.folder.path().join("data")
