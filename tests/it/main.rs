@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module per subject, real servers and the real proxy.
 //!
 //! `support` starts and stops the servers. `make test-needs` installs what it looks for.
+
 // Test code may stop at the first surprise; the lint knows only `#[test]` functions by itself.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -22,3 +23,4 @@ mod support;
 mod support_works;
 mod tidy;
 mod transactions;
+mod upstream_loss;
