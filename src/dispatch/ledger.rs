@@ -192,8 +192,9 @@ impl Ledger {
 
     fn write(&mut self) -> Result<Sequence, JournalTrouble> {
         self.writer.commit().map_err(|error| {
+            // A poisoned journal is reported where it wakes the worker, also when no write is made.
             if !matches!(error, JournalError::Poisoned { .. }) {
-                error!(%error, "the journal cannot be written; profile writes are refused from now on");
+                error!(%error, "a batch could not be journaled");
             }
             JournalTrouble::LostOutcome
         })

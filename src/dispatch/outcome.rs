@@ -6,6 +6,8 @@
 
 use std::{cell::RefCell, rc::Rc, time::SystemTime};
 
+use tracing::error;
+
 use super::{
     client::Client,
     error::{CommandError, JournalTrouble},
@@ -37,6 +39,8 @@ pub struct Outcome {
     /// What `warn` mode has logged; as many as there are rules in the schema.
     pub(super) warned: Vec<(String, Violation)>,
     always: bool,
+    /// The log names the failure of the journal once.
+    told_of_poison: bool,
     /// Profiles that are being read back on the link.
     snapshots_open: usize,
 }
@@ -62,6 +66,7 @@ impl Outcome {
             reply: Vec::new(),
             retention: Rc::new(RefCell::new(Retention::new())),
             warned: Vec::new(),
+            told_of_poison: false,
             always: sync == SyncMode::Always,
             snapshots_open: 0,
         }
@@ -82,6 +87,11 @@ impl Outcome {
     pub fn release_durable(&mut self) {
         let durable = self.journal.durable();
         if self.journal.is_poisoned() {
+            if !std::mem::replace(&mut self.told_of_poison, true) {
+                let cause = self.journal.poison_cause();
+                let cause = cause.as_deref().unwrap_or("unknown cause");
+                error!(cause, "the journal cannot be written; profile writes are refused");
+            }
             // Nobody can say whether these changes will be there after a crash, and a reply would
             // claim it. The connections end instead.
             self.held.drain(..).for_each(|client| client.close());
