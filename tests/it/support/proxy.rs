@@ -31,6 +31,7 @@ pub(crate) struct ProxyOptions {
     environment: Vec<(String, String)>,
     expected_logs: Vec<String>,
     allowed_logs: Vec<String>,
+    file_bytes_max: Option<u64>,
 }
 
 impl ProxyOptions {
@@ -67,6 +68,12 @@ impl ProxyOptions {
     /// Declares log lines at WARN or ERROR that contain `text` and may come or not.
     pub(crate) fn allows_log(mut self, text: &str) -> Self {
         self.allowed_logs.push(text.to_owned());
+        self
+    }
+
+    /// No file of the proxy may become larger: writes past it fail, as on a full or broken disk.
+    pub(crate) fn file_bytes_max(mut self, bytes: u64) -> Self {
+        self.file_bytes_max = Some(bytes);
         self
     }
 
@@ -194,6 +201,11 @@ impl Proxy {
         Metrics::parse(&body)
     }
 
+    /// Takes [`ProxyOptions::file_bytes_max`] back, from the next start on.
+    pub(crate) fn lift_file_limit(&mut self) {
+        self.options.file_bytes_max = None;
+    }
+
     /// Sends a signal by its name without `SIG`.
     pub(crate) fn signal(&mut self, name: &str) {
         self.process.as_mut().expect("a running proxy").signal(name);
@@ -247,7 +259,18 @@ impl Proxy {
     }
 
     fn command_line(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_profile-proxy"));
+        let program = env!("CARGO_BIN_EXE_profile-proxy");
+        let mut command = match self.options.file_bytes_max {
+            None => Command::new(program),
+            // The shell counts in blocks of 512 bytes; signal 25, which would end the process, is
+            // ignored, and the write fails instead.
+            Some(bytes) => {
+                let script = format!("trap '' 25; ulimit -f {}; exec \"$0\" \"$@\"", bytes / 512);
+                let mut command = Command::new("sh");
+                command.args(["-c", &script, program]);
+                command
+            }
+        };
         command
             .args(["--listen", &self.address()])
             .args(["--admin", &format!("127.0.0.1:{}", self.admin)])
