@@ -17,7 +17,7 @@ use crate::{
     resp,
     schema::Schema,
     server,
-    upstream::{self, Lane, RedisAddress},
+    upstream::{self, Lane, Pool, RedisAddress},
 };
 
 /// How often the embedded store looks for expired profiles, and how many it looks at.
@@ -63,10 +63,10 @@ impl Worker<'_> {
             Arc::clone(&self.metrics),
         )));
         let ended = CancellationToken::new();
-        let upstream = match (embedded, &self.config.upstream) {
+        let (upstream, pool) = match (embedded, &self.config.upstream) {
             (Some(engine), _) => {
                 self.metrics.upstream_up.set(1);
-                Upstream::Embedded(Box::new(RefCell::new(engine)))
+                (Upstream::Embedded(Box::new(RefCell::new(engine))), None)
             }
             (None, address) => {
                 let lane = Lane::new();
@@ -79,13 +79,15 @@ impl Worker<'_> {
                     ended.child_token(),
                 );
                 spawn_local(carry);
-                Upstream::Redis(lane)
+                let pool = Pool::new(redis_address(address), lane_config(self.config));
+                (Upstream::Redis(lane), Some(pool))
             }
         };
         let proxy = Rc::new(Proxy::new(
             self.auth,
             self.schema,
             upstream,
+            pool,
             Rc::clone(&outcome),
             Rc::clone(&ledger),
             self.metrics,

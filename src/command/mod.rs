@@ -89,8 +89,8 @@ pub enum Route {
     Forward,
     /// The proxy, which queues commands between MULTI and EXEC.
     Transaction(Transaction),
-    /// The upstream, on a connection of the client's own.
-    Private,
+    /// The upstream, on a private link.
+    Private(Private),
     /// Nobody.
     Refused(Refusal),
 }
@@ -107,6 +107,21 @@ pub enum Local {
     Quit,
     Reset,
     Select,
+}
+
+/// Commands that are per-connection in Redis, or hold a connection up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Private {
+    /// BLPOP and its kin: nothing else goes over the link until they are answered.
+    Blocking,
+    /// SUBSCRIBE, UNSUBSCRIBE and their kin.
+    Subscribe,
+    /// MONITOR.
+    Monitor,
+    /// WAIT and WAITAOF, about the writes that the client has had answered.
+    Wait,
+    /// XREAD and XREADGROUP, which block only with `BLOCK`.
+    StreamRead,
 }
 
 /// Writes that the proxy understands.

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
 
-use super::{outbox::Outbox, transaction::Queue};
+use super::{outbox::Outbox, private::Hold, transaction::Queue};
 use crate::{
     auth::Identity,
     journal::Sequence,
@@ -27,6 +27,20 @@ pub enum Wanted {
     Drained,
 }
 
+/// Which replies a client wants to hear (`CLIENT REPLY`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Silence {
+    /// All of them.
+    #[default]
+    None,
+    /// Not the one of the next command.
+    Next,
+    /// Not the one of the command that is being run.
+    Now,
+    /// None of them.
+    Off,
+}
+
 /// A client, shared between its connection and the replies on their way to it.
 pub struct Client {
     /// Unique while the proxy runs; what `CLIENT ID` answers.
@@ -41,6 +55,10 @@ pub struct Client {
     pub session: RefCell<Session>,
     /// The protocol of its replies.
     pub protocol: Cell<Protocol>,
+    /// What the client's private link holds.
+    pub hold: Cell<Hold>,
+    /// Which replies the client hears; what it has subscribed to is not among them.
+    pub silence: Cell<Silence>,
     outbox: RefCell<Outbox>,
     socket: OwnedWriteHalf,
     in_flight: Cell<u32>,
@@ -80,6 +98,8 @@ impl Client {
             since: Instant::now(),
             session: RefCell::default(),
             protocol: Cell::default(),
+            hold: Cell::default(),
+            silence: Cell::default(),
             outbox: RefCell::default(),
             socket,
             in_flight: Cell::new(0),
@@ -90,10 +110,23 @@ impl Client {
         })
     }
 
-    /// Returns how many replies the upstream owes this client.
+    /// Returns how many replies the lane owes this client.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.get()
+    }
+
+    /// Returns how many replies the lane and the private link owe this client.
+    #[must_use]
+    pub fn owed(&self) -> u32 {
+        self.in_flight.get() + self.hold.get().owed
+    }
+
+    /// Changes what is known of the private link.
+    pub fn note(&self, change: impl FnOnce(&mut Hold)) {
+        let mut hold = self.hold.get();
+        change(&mut hold);
+        self.hold.set(hold);
     }
 
     /// Counts replies that the upstream will owe from now on.
@@ -106,9 +139,9 @@ impl Client {
         self.in_flight.set(self.in_flight.get().saturating_sub(replies));
     }
 
-    /// Appends replies to what is to be written, unless the client is gone.
+    /// Appends replies to what is to be written, unless the client is gone or wants none.
     pub fn push(&self, bytes: &[u8], replies: u32) {
-        if !self.closed.get() {
+        if self.hears() {
             self.outbox.borrow_mut().push(bytes, replies);
         }
     }
@@ -118,11 +151,23 @@ impl Client {
         self.outbox.borrow_mut().join(count as u32);
     }
 
+    /// Appends what answers no command: messages, invalidations, the lines of MONITOR.
+    pub fn push_unasked(&self, bytes: &[u8]) {
+        if !self.closed.get() {
+            self.outbox.borrow_mut().push(bytes, 0);
+        }
+    }
+
     /// Lets `write` append one reply in the client's protocol.
     pub fn reply(&self, write: impl FnOnce(&mut ReplyWriter<'_>)) {
-        if !self.closed.get() {
+        if self.hears() {
             self.outbox.borrow_mut().write(self.protocol.get(), write);
         }
+    }
+
+    fn hears(&self) -> bool {
+        let silenced = matches!(self.silence.get(), Silence::Now | Silence::Off);
+        !self.closed.get() && !silenced
     }
 
     /// Marks the client as one whose outbox the current batch touches; true the first time.

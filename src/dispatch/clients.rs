@@ -33,6 +33,12 @@ impl Clients {
         self.connected.borrow_mut().remove(&client.id);
     }
 
+    /// Finds a client by its id.
+    #[must_use]
+    pub fn find(&self, id: u64) -> Option<Rc<Client>> {
+        self.connected.borrow().get(&id).cloned()
+    }
+
     /// Returns how many are connected.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -45,20 +51,22 @@ impl Clients {
         self.len() == 0
     }
 
-    /// Returns the lines of all clients, as `CLIENT LIST` has them.
+    /// Returns the lines of all clients, as `CLIENT LIST` has them; `profiles` is the database in
+    /// which clients start.
     #[must_use]
-    pub fn list(&self) -> Vec<u8> {
+    pub fn list(&self, profiles: u32) -> Vec<u8> {
         let mut lines = Vec::new();
         for client in self.connected.borrow().values() {
-            describe(client, &mut lines);
+            describe(client, profiles, &mut lines);
         }
         lines
     }
 }
 
 /// Appends the line of one client, in the form of Redis's `catClientInfoString`. Fields that mean
-/// nothing here are left out; clients read the line by names.
-pub(super) fn describe(client: &Client, lines: &mut Vec<u8>) {
+/// nothing here are left out; clients read the line by names. Channels and patterns are counted together.
+pub(super) fn describe(client: &Client, profiles: u32, lines: &mut Vec<u8>) {
+    let hold = client.hold.get();
     let session = client.session.borrow();
     let age = client.since.elapsed().as_secs();
     let (_, output) = client.backlog();
@@ -68,11 +76,12 @@ pub(super) fn describe(client: &Client, lines: &mut Vec<u8>) {
         format!("id={} addr={} laddr={} name=", client.id, client.peer, client.local).as_bytes(),
     );
     lines.extend_from_slice(&session.name);
+    let (database, subscriptions) = (hold.database.unwrap_or(profiles), hold.channels);
     let command = session.last_command;
     lines.extend_from_slice(
-        format!(" age={age} flags=N db=0 sub=0 psub=0 multi=-1 omem={output} cmd={command} ")
-            .as_bytes(),
+        format!(" age={age} flags=N db={database} sub={subscriptions} psub=0 multi=-1 ").as_bytes(),
     );
+    lines.extend_from_slice(format!("omem={output} cmd={command} ").as_bytes());
     lines.extend_from_slice(format!("user={user} resp={resp} lib-name=").as_bytes());
     lines.extend_from_slice(&session.library);
     lines.extend_from_slice(b" lib-ver=");

@@ -61,7 +61,7 @@ pub enum CommandError {
     /// A command that would remove every profile without a trace.
     #[error("ERR command '{0}' is not allowed: it would remove every profile")]
     EveryProfile(&'static str),
-    /// A command that needs a connection to Redis of its own.
+    /// A transaction.
     #[error("ERR command '{0}' needs a connection of its own, which the proxy does not give yet")]
     NeedsConnection(&'static str),
     /// Redis's text.
@@ -82,9 +82,25 @@ pub enum CommandError {
     /// EXEC after a command was refused; Redis's text.
     #[error("EXECABORT Transaction discarded because of previous errors.")]
     Aborted,
-    /// Another database than the one with the profiles.
-    #[error("ERR only database 0 can be selected through the proxy")]
+    /// A command about the connection to Redis, on the embedded store.
+    #[error("ERR command '{0}' needs a Redis: start with --upstream redis://host:port")]
+    NeedsUpstream(&'static str),
+    /// Another database, on the embedded store.
+    #[error(
+        "ERR the embedded store has database 0 only: start with --upstream redis://host:port for others"
+    )]
     OtherDatabase,
+    /// A log-in while RESP2 is taken up by subscriptions; Redis's text.
+    #[error(
+        "ERR Can't execute '{0}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+    )]
+    Subscribed(&'static str),
+    /// `CLIENT TRACKING ... REDIRECT` to nobody; Redis's text.
+    #[error("ERR The client ID you want redirect to does not exist")]
+    NoRedirection,
+    /// All private links are in use; nothing was sent.
+    #[error("ERR too many private connections to the upstream are open; nothing was sent")]
+    TooManyLinks,
     /// On the embedded store: a key that is no profile.
     #[error(
         "ERR the embedded store keeps profiles only: start with --upstream redis://host:port for other keys"

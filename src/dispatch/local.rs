@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Client, CommandError, Proxy, Step, Upstream, clients};
+use super::{Client, CommandError, Proxy, Silence, Step, Upstream, clients};
 use crate::{
     auth::{Identity, Verdict},
     command::Local,
@@ -33,6 +33,9 @@ impl Proxy {
             }
             Local::Ping => self.reply(client, |reply| reply.simple("PONG")),
             Local::Echo => self.reply(client, |reply| reply.bulk(request.argument(1))),
+            Local::Client if request.argument(1).eq_ignore_ascii_case(b"reply") => {
+                return self.silence(client, request);
+            }
             Local::Client => self.client(client, request)?,
             Local::Select => self.select(client, request)?,
             Local::Quit => {
@@ -178,12 +181,46 @@ impl Proxy {
     fn reset(&self, client: &Rc<Client>) {
         *client.session.borrow_mut() = super::Session::default();
         client.protocol.set(Protocol::Resp2);
+        client.silence.set(Silence::None);
+        // What the link holds ends with the link, which the connection gives back now.
+        client.note(|hold| *hold = hold.emptied());
         self.reply(client, |reply| reply.simple("RESET"));
+    }
+
+    /// CLIENT REPLY. It is about replies that follow, so earlier ones must be out first.
+    fn silence(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
+        if request.len() != 3 {
+            return self.say(client, "ERR wrong number of arguments for 'client|reply' command");
+        }
+        if client.owed() > 0 {
+            return Ok(Step::Drain);
+        }
+        match request.argument(2).to_ascii_lowercase().as_slice() {
+            b"on" => {
+                client.silence.set(Silence::None);
+                self.reply(client, |reply| reply.ok());
+            }
+            b"off" => client.silence.set(Silence::Off),
+            b"skip" if client.silence.get() == Silence::Off => {}
+            b"skip" => client.silence.set(Silence::Next),
+            _ => return Err(CommandError::Syntax),
+        }
+        Ok(Step::Next)
+    }
+
+    /// CLIENT GETREDIR: the id is one of the proxy's own.
+    fn redirection(&self, client: &Rc<Client>) {
+        let hold = client.hold.get();
+        let id = if hold.tracking { hold.redirect as i64 } else { -1 };
+        self.reply(client, |reply| reply.integer(id));
     }
 
     fn select(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<(), CommandError> {
         match parse_integer(request.argument(1)) {
-            Some(0) => self.reply(client, |reply| reply.ok()),
+            // Any other is not answered here where there is a Redis.
+            Some(number) if number == i64::from(self.database()) => {
+                self.reply(client, |reply| reply.ok());
+            }
             Some(_) => return Err(CommandError::OtherDatabase),
             None => return Err(CommandError::NotAnInteger),
         }
@@ -203,14 +240,15 @@ impl Proxy {
             (b"setinfo", 4) => self.set_info(client, request),
             (b"info", 2) => {
                 let mut line = Vec::new();
-                clients::describe(client, &mut line);
+                clients::describe(client, self.database(), &mut line);
                 self.reply(client, |reply| reply.verbatim(&line));
             }
+            (b"getredir", 2) => self.redirection(client),
             (b"list", 2) => {
-                let lines = self.clients.list();
+                let lines = self.clients.list(self.database());
                 self.reply(client, |reply| reply.verbatim(&lines));
             }
-            (b"id" | b"getname" | b"info", _) | (b"setname" | b"setinfo", _) => {
+            (b"id" | b"getname" | b"getredir" | b"info", _) | (b"setname" | b"setinfo", _) => {
                 let name = String::from_utf8_lossy(&subcommand).into_owned();
                 let text = format!("ERR wrong number of arguments for 'client|{name}' command");
                 self.say(client, &text)?;
@@ -285,6 +323,11 @@ impl Proxy {
             Upstream::Redis(lane) => lane.speaks_resp3(),
             Upstream::Embedded(_) => true,
         }
+    }
+
+    /// The database in which the profiles are.
+    fn database(&self) -> u32 {
+        self.pool.as_ref().map_or(0, |pool| pool.database())
     }
 
     fn redis_version(&self) -> String {

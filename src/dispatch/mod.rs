@@ -1,8 +1,9 @@
 //! One command from request to reply. This is the only place that knows the order of the steps.
 //!
 //! A worker owns one [`Proxy`]. Everything here is synchronous: a command is either answered at
-//! once or put on the lane, and what comes back is the business of [`Outcome`]. Order per client
-//! holds because the lane has one order and the proxy's own replies take their place in it.
+//! once, put on the lane, or handed to the client's private link; what comes back over the lane is
+//! the business of [`Outcome`]. Order per client holds because the lane has one order, the proxy's
+//! own replies take their place in it, and lane and private link never owe replies together.
 
 mod capture;
 mod check;
@@ -14,6 +15,7 @@ mod ledger;
 mod local;
 mod outbox;
 mod outcome;
+mod private;
 mod recovery;
 mod retention;
 mod script;
@@ -21,11 +23,12 @@ mod slot;
 mod transaction;
 mod write;
 
-pub use client::{Client, Session, Wanted};
+pub use client::{Client, Session, Silence, Wanted};
 pub use clients::Clients;
 pub use error::{Applied, CommandError, JournalTrouble};
 pub use ledger::{InDoubt, Ledger};
 pub use outcome::{Outcome, now_ms};
+pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
 
@@ -40,7 +43,7 @@ use crate::{
     metrics::Metrics,
     resp::{ProtocolError, ReplyWriter, Request},
     schema::{Kind, Schema},
-    upstream::Lane,
+    upstream::{Lane, Pool},
 };
 use retention::Retention;
 
@@ -72,6 +75,8 @@ pub struct Proxy {
     pub schema: Rc<Schema>,
     /// Where commands go.
     pub upstream: Upstream,
+    /// Private links to the Redis behind the lane; the embedded store has none.
+    pub pool: Option<Pool>,
     /// What comes back.
     pub outcome: Rc<RefCell<Outcome>>,
     /// The journal.
@@ -95,6 +100,10 @@ pub enum Step {
     LoggedIn,
     /// Wait until the client has all its replies, then run the same request again.
     Drain,
+    /// Take a private link, then run the same request again.
+    Link,
+    /// Send the request over the client's private link.
+    Private(Errand),
     /// Run a check that takes long on another thread, then run the same request again.
     Verify(CostlyCheck),
     /// End once the client has all its replies.
@@ -108,6 +117,7 @@ impl Proxy {
         auth: Auth,
         schema: Rc<Schema>,
         upstream: Upstream,
+        pool: Option<Pool>,
         outcome: Rc<RefCell<Outcome>>,
         ledger: Rc<RefCell<Ledger>>,
         metrics: Arc<Metrics>,
@@ -118,6 +128,7 @@ impl Proxy {
             auth,
             schema,
             upstream,
+            pool,
             outcome,
             ledger,
             clients: Clients::default(),
@@ -131,6 +142,13 @@ impl Proxy {
 
     /// Carries one request to its reply, or to the upstream that will give it.
     pub fn run(&self, client: &Rc<Client>, request: &Request<'_>) -> Step {
+        match client.hold.get().linked || client.silence.get() != Silence::None {
+            true => self.run_apart(client, request),
+            false => self.run_steps(client, request),
+        }
+    }
+
+    fn run_steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Step {
         match self.steps(client, request) {
             Ok(step) => step,
             Err(error) => {
@@ -170,7 +188,10 @@ impl Proxy {
     fn steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
         // What is asked for, and whether it is well formed.
         let Some(spec) = command::find(request.argument(0)) else {
-            return self.unknown(client, request);
+            return match self.goes_apart(client) {
+                true => self.run_errand(client, "unknown", Errand::default()),
+                false => self.unknown(client, request),
+            };
         };
         self.metrics.command(spec.index());
         if !spec.takes(request.len()) {
@@ -182,6 +203,11 @@ impl Proxy {
         if Self::queues(client, spec.route) {
             return self.queue(client, spec, request);
         }
+        // Whether it needs the client's private link.
+        if let Some(errand) = self.errand(client, spec, request)? {
+            return self.run_errand(client, spec.name, errand);
+        }
+        // Who answers.
         self.carry(client, spec, request)
     }
 
@@ -201,7 +227,7 @@ impl Proxy {
             }
             .map(|()| Step::Next),
             Route::Forward => self.forward(client, spec, request).map(|()| Step::Next),
-            Route::Private => Err(CommandError::NeedsConnection(spec.name)),
+            Route::Private(_) => self.forward(client, spec, request).map(|()| Step::Next),
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
     }
@@ -227,7 +253,8 @@ impl Proxy {
         spec.access == Access::Write && self.profile_of(spec, request).is_some()
     }
 
-    fn refuse(&self, client: &Rc<Client>, error: &CommandError) {
+    /// Answers a command with an error of the proxy's own.
+    pub fn refuse(&self, client: &Rc<Client>, error: &CommandError) {
         self.metrics.error(error.label());
         let text = error.to_string();
         self.reply(client, |reply| reply.error(&text));

@@ -125,10 +125,10 @@ impl Proxy {
                 None => self.check_forward(spec, request),
             },
             // A blocking command does not block inside a transaction.
-            Route::Private if spec.access == command::Access::Neither => {
+            Route::Private(_) if spec.access == command::Access::Neither => {
                 Err(CommandError::NotInTransaction)
             }
-            Route::Forward | Route::Private => self.check_forward(spec, request),
+            Route::Forward | Route::Private(_) => self.check_forward(spec, request),
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
     }

@@ -4,6 +4,8 @@
 //! write. Input waits in the socket while the client has too many replies to come. It does not
 //! wait for the client to read: one that writes everything first would never get there. A client
 //! that lets more replies pile up than the limit is cut, so it costs a bounded amount of memory.
+//! What is per-connection in Redis goes over the client's private link, which this task serves
+//! beside the client's socket.
 
 use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, task::Poll};
 
@@ -12,15 +14,19 @@ use tokio::{
     net::{TcpStream, tcp::OwnedReadHalf},
 };
 
-use super::Shared;
+use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
-    dispatch::{Client, Step, Wanted},
+    dispatch::{Client, CommandError, Step, Wanted},
     resp::Scanner,
+    upstream::UpstreamError,
 };
 
 /// Memory that an idle connection keeps for unfinished requests.
 const KEPT_BYTES_MAX: usize = 16 << 10;
+/// Input that is kept while the private link owes a reply. Reading on is how a client that leaves
+/// while it is blocked is noticed.
+const HELD_BYTES_MAX: usize = 1 << 20;
 
 /// The task side of a client.
 pub(super) struct Connection {
@@ -34,6 +40,9 @@ pub(super) struct Connection {
     waits: Wanted,
     draining: bool,
     ending: bool,
+    private: Option<Private>,
+    /// Why the private link could not be had that the next request needs.
+    linkless: Option<CommandError>,
 }
 
 /// What stops the dispatch of a batch.
@@ -44,6 +53,8 @@ enum Pause {
     Replies(Wanted),
     /// A password has to be checked on another thread.
     Check(CostlyCheck),
+    /// A private link has to be taken.
+    Link,
     /// The connection ends when the replies are out.
     End,
 }
@@ -69,6 +80,8 @@ impl Connection {
             waits: Wanted::Nothing,
             draining: false,
             ending: false,
+            private: None,
+            linkless: None,
         }
     }
 
@@ -78,6 +91,9 @@ impl Connection {
         let _ = self.converse().await;
         self.client.close();
         let proxy = &self.shared.proxy;
+        if let Some(private) = self.private.take() {
+            private.release(proxy.pool.as_ref());
+        }
         proxy.clients.leave(&self.client);
         proxy.metrics.connections_open.set(proxy.clients.len() as u64);
     }
@@ -96,7 +112,7 @@ impl Connection {
                 continue;
             }
             let (writable, _) = client.backlog();
-            let listens = !self.ending && self.waits == Wanted::Nothing;
+            let listens = self.listens();
             tokio::select! {
                 biased;
                 () = draining.cancelled(), if !self.draining => {
@@ -111,9 +127,12 @@ impl Connection {
                     if listens =>
                 {
                     match received? {
+                        // Whoever is blocked and leaves must not take what comes then.
+                        0 if client.hold.get().blocking > 0 => return Ok(()),
                         // The client says no more, but may still listen for what it has asked.
                         0 => self.end(),
-                        count => self.take_and_act(count).await,
+                        count if self.waits == Wanted::Nothing => self.take_and_act(count).await,
+                        count => self.keep(count),
                     }
                 }
                 () = client.woken() => {}
@@ -121,6 +140,7 @@ impl Connection {
                     ready?;
                     client.flush();
                 }
+                heard = hear(&mut self.private) => self.pass_on(heard),
             }
         }
     }
@@ -132,16 +152,60 @@ impl Connection {
             self.shared.proxy.metrics.connections_cut.add(1);
             return true;
         }
-        let answered = backlog == 0 && self.client.in_flight() == 0;
-        self.client.is_closed() || self.ending && answered
+        let answered = backlog == 0 && self.client.owed() == 0;
+        // What others have to do first may never happen, so a stop does not wait for it.
+        let blocked = self.draining && self.client.hold.get().blocking > 0;
+        blocked || self.client.is_closed() || self.ending && answered
     }
 
     /// Tells whether what the next request has been waiting for is here.
     fn may_go_on(&self) -> bool {
         match self.waits {
             Wanted::Nothing => false,
-            Wanted::Room => self.client.in_flight() <= self.shared.limits.inflight_max / 2,
-            Wanted::Drained => self.client.in_flight() == 0,
+            Wanted::Room => self.client.owed() <= self.shared.limits.inflight_max / 2,
+            Wanted::Drained => self.client.owed() == 0,
+        }
+    }
+
+    /// Tells whether input may be read.
+    fn listens(&self) -> bool {
+        match self.waits {
+            _ if self.ending => false,
+            Wanted::Nothing => true,
+            _ => self.client.hold.get().owed > 0 && self.pending.len() < HELD_BYTES_MAX,
+        }
+    }
+
+    /// Keeps input whose time has not come.
+    fn keep(&mut self, count: usize) {
+        let input = self.shared.input.borrow();
+        self.pending.extend_from_slice(input.get(..count).unwrap_or_default());
+    }
+
+    /// Hands on what the private link has said.
+    fn pass_on(&mut self, heard: Result<(), UpstreamError>) {
+        let Some(private) = &mut self.private else { return };
+        match heard.and_then(|()| private.hand_over()) {
+            Ok(()) => Private::settle(&mut self.private, self.shared.proxy.pool.as_ref()),
+            Err(_) => self.lose_link(),
+        }
+    }
+
+    fn lose_link(&mut self) {
+        if let Some(private) = self.private.take()
+            && !private.fail()
+        {
+            self.ending = true;
+            self.pending = Vec::new();
+        }
+    }
+
+    async fn take_link(&mut self) {
+        let proxy = Rc::clone(&self.shared.proxy);
+        let Some(pool) = &proxy.pool else { return };
+        match Private::take(pool, &self.client).await {
+            Ok(private) => self.private = Some(private),
+            Err(error) => self.linkless = Some(error),
         }
     }
 
@@ -171,6 +235,11 @@ impl Connection {
                 }
                 Pause::Check(check) => {
                     self.verify(check).await;
+                    pause = self.take(0);
+                    continue;
+                }
+                Pause::Link => {
+                    self.take_link().await;
                     pause = self.take(0);
                     continue;
                 }
@@ -210,6 +279,9 @@ impl Connection {
             self.scanner.shrink();
         }
         shared.proxy.finish_batch(&self.client);
+        if self.private.as_mut().is_some_and(|private| private.flush().is_err()) {
+            self.lose_link();
+        }
         pause
     }
 
@@ -235,14 +307,26 @@ impl Connection {
             if !request.is_empty() {
                 match proxy.run(&self.client, &request) {
                     Step::Next => {}
-                    Step::LoggedIn => self.scanner.authenticated(proxy.is_let_in(&self.client)),
+                    Step::LoggedIn => {
+                        self.scanner.authenticated(proxy.is_let_in(&self.client));
+                        Private::follow(&mut self.private, proxy.pool.as_ref());
+                    }
+                    Step::Link => match self.linkless.take() {
+                        Some(error) => proxy.refuse(&self.client, &error),
+                        None => return (used, Pause::Link),
+                    },
+                    Step::Private(errand) => {
+                        if let Some(private) = &mut self.private {
+                            private.send(request.bytes(), &errand);
+                        }
+                    }
                     Step::Drain => return (used, Pause::Replies(Wanted::Drained)),
                     Step::Verify(check) => return (used, Pause::Check(check)),
                     Step::Close => return (used, Pause::End),
                 }
             }
             used += length;
-            if self.client.in_flight() >= limits.inflight_max {
+            if self.client.owed() >= limits.inflight_max {
                 return (used, Pause::Replies(Wanted::Room));
             }
         }
@@ -254,6 +338,14 @@ impl Connection {
         let identity = tokio::task::spawn_blocking(move || check.run()).await;
         drop(permit);
         self.shared.proxy.verified(&self.client, identity.unwrap_or(None));
+    }
+}
+
+/// Waits for the private link to say something.
+async fn hear(private: &mut Option<Private>) -> Result<(), UpstreamError> {
+    match private {
+        Some(private) => private.receive().await,
+        None => std::future::pending().await,
     }
 }
 

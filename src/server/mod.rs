@@ -1,6 +1,7 @@
 //! The port for Redis clients: who gets in, and one task for each of them.
 
 mod connection;
+mod private;
 
 use std::{cell::RefCell, io, rc::Rc, time::Duration};
 

@@ -1,4 +1,7 @@
-//! The start of a link: who we are, what Redis is, and no older link of ours left behind.
+//! The start of a link: who we are, what Redis is, and no older lane of ours left behind.
+//!
+//! The lane and the private links log in alike. Only the lane takes a name and ends older
+//! connections of that name; a private link never carries it, so no lane ends one.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,20 +32,48 @@ pub(super) async fn connect(
         .map_err(|_| UpstreamError::Timeout)?
 }
 
-async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, UpstreamError> {
-    let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-    stream.set_nodelay(true)?;
-    let mut talk = Talk { stream, input: Vec::new() };
-    if let Some(password) = &address.password {
-        match &address.username {
-            Some(username) => talk.must(&["AUTH", username, password]).await?,
-            None => talk.must(&["AUTH", password]).await?,
-        };
+/// Connects and logs in for a private link, which speaks RESP2 in the profiles' database; returns
+/// its id at Redis with it, 0 where an ACL withholds it.
+pub(super) async fn connect_private(
+    address: &RedisAddress,
+    config: &Config,
+) -> Result<(TcpStream, u64), UpstreamError> {
+    let introduce = async {
+        let mut talk = Talk::begin(address).await?;
+        talk.log_in(address).await?;
+        talk.select(address).await?;
+        let id = text(&talk.ask(&["CLIENT", "ID"]).await?);
+        Ok((talk.stream, id.trim().trim_start_matches(':').parse().unwrap_or(0)))
+    };
+    tokio::time::timeout(config.connect_timeout, introduce)
+        .await
+        .map_err(|_| UpstreamError::Timeout)?
+}
+
+/// Appends what a connection says after `RESET` to be what it was after its handshake; returns the
+/// number of replies.
+pub(super) fn push_log_in(address: &RedisAddress, out: &mut Vec<u8>) -> u32 {
+    let mut replies = 0;
+    let mut push = |arguments: &[&str]| {
+        push_command(out, arguments, |_, _| {});
+        replies += 1;
+    };
+    match (&address.password, &address.username) {
+        (Some(password), Some(username)) => push(&["AUTH", username, password]),
+        (Some(password), None) => push(&["AUTH", password]),
+        (None, _) => {}
     }
-    let resp3 = ReplyKind::of(&talk.ask(&["HELLO", "2"]).await?) != ReplyKind::Error;
     if address.database != 0 {
-        talk.must(&["SELECT", &address.database.to_string()]).await?;
+        push(&["SELECT", &address.database.to_string()]);
     }
+    replies
+}
+
+async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, UpstreamError> {
+    let mut talk = Talk::begin(address).await?;
+    talk.log_in(address).await?;
+    let resp3 = ReplyKind::of(&talk.ask(&["HELLO", "2"]).await?) != ReplyKind::Error;
+    talk.select(address).await?;
     let info = text(&talk.must(&["INFO", "server"]).await?);
     let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
     let version = version.unwrap_or("unknown").trim().to_owned();
@@ -74,6 +105,29 @@ struct Talk {
 }
 
 impl Talk {
+    async fn begin(address: &RedisAddress) -> Result<Self, UpstreamError> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, input: Vec::new() })
+    }
+
+    async fn log_in(&mut self, address: &RedisAddress) -> Result<(), UpstreamError> {
+        if let Some(password) = &address.password {
+            match &address.username {
+                Some(username) => self.must(&["AUTH", username, password]).await?,
+                None => self.must(&["AUTH", password]).await?,
+            };
+        }
+        Ok(())
+    }
+
+    async fn select(&mut self, address: &RedisAddress) -> Result<(), UpstreamError> {
+        if address.database != 0 {
+            self.must(&["SELECT", &address.database.to_string()]).await?;
+        }
+        Ok(())
+    }
+
     async fn ask(&mut self, arguments: &[&str]) -> Result<Vec<u8>, UpstreamError> {
         let mut request = Vec::new();
         push_command(&mut request, arguments, |_, _| {});

@@ -1,4 +1,5 @@
-//! The upstream Redis: one ordered link, the *lane*, that all clients of a worker share.
+//! The upstream Redis: one ordered link, the *lane*, that all clients of a worker share, and a pool
+//! of private links for what is per-connection in Redis.
 //!
 //! Requests of many clients are collected while the worker runs them, go out in one write, and
 //! their replies come back in the same order. So the order of the lane is the order of Redis, and
@@ -11,10 +12,14 @@ mod batch;
 mod handshake;
 mod lane;
 mod link;
+mod pool;
+mod private;
 
 pub use address::RedisAddress;
 pub use batch::{Batch, Failure, Receiver, Slot};
 pub use lane::{Lane, LinkState};
+pub use pool::Pool;
+pub use private::PrivateLink;
 
 use std::{io, time::Duration};
 
@@ -55,6 +60,9 @@ pub enum UpstreamError {
     /// A reply came that nobody had asked for.
     #[error("a reply came for which no request was open")]
     StrayReply,
+    /// As many private links are open as the pool allows.
+    #[error("too many private connections are open")]
+    TooMany,
     /// Redis refused the handshake; the text is Redis's own.
     #[error("the handshake was refused: {0}")]
     Refused(String),

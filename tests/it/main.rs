@@ -17,6 +17,7 @@ mod handshakes;
 mod journal_faults;
 mod link_faults;
 mod mixed_load;
+mod private;
 mod readme_commands;
 mod shutdown;
 mod sideways;

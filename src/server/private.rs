@@ -1,0 +1,268 @@
+//! A client's private link in use: what was sent over it, and whose answer each reply is.
+//!
+//! Bytes pass both ways as they are. Replies are told apart only as far as needed to know which
+//! request is answered, what the link holds from then on, and what was said unasked.
+//!
+//! ```text
+//! a request           one reply
+//! SUBSCRIBE and kin   any number of replies, then the answer to a PING of ours
+//! unasked             RESP3: pushes; RESP2: messages while subscribed; lines of MONITOR
+//! ```
+
+use std::{collections::VecDeque, rc::Rc};
+
+use crate::{
+    dispatch::{Client, CommandError, Effect, Errand, Hold},
+    resp::{Protocol, ReplyKind, ReplyWriter, parse_integer},
+    upstream::{Pool, PrivateLink, UpstreamError},
+};
+
+/// The PING behind a subscription, and its answers: plain, and in RESP2 while subscribed.
+const FENCE: &[u8] = b"*2\r\n$4\r\nPING\r\n$19\r\nprofile-proxy:fence\r\n";
+const FENCE_REPLY: &[u8] = b"$19\r\nprofile-proxy:fence\r\n";
+const FENCE_REPLY_SUBSCRIBED: &[u8] = b"*2\r\n$4\r\npong\r\n$19\r\nprofile-proxy:fence\r\n";
+
+/// What the next reply will be, if it is none that comes unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// The answer to a request of the proxy's own.
+    Own,
+    /// The answer to a request of the client.
+    Reply(Effect),
+    /// Confirmations of the client's subscriptions, up to the fence.
+    Fence,
+}
+
+/// A private link in the hands of one client.
+pub(super) struct Private {
+    client: Rc<Client>,
+    link: PrivateLink,
+    expected: VecDeque<Expected>,
+    protocol: Protocol,
+}
+
+impl Private {
+    /// Takes a link out of the pool for a client.
+    pub(super) async fn take(pool: &Pool, client: &Rc<Client>) -> Result<Self, CommandError> {
+        let link = pool.take().await.map_err(|error| match error {
+            UpstreamError::TooMany => CommandError::TooManyLinks,
+            _ => CommandError::UpstreamDown,
+        })?;
+        client.note(|hold| *hold = Hold { linked: true, link_id: link.id(), ..Hold::default() });
+        let expected = VecDeque::new();
+        let protocol = Protocol::Resp2;
+        let mut private = Self { client: Rc::clone(client), link, expected, protocol };
+        private.speak();
+        Ok(private)
+    }
+
+    /// Lets Redis answer in the protocol that the client speaks now.
+    pub(super) fn speak(&mut self) {
+        let protocol = self.client.protocol.get();
+        if self.protocol != protocol {
+            self.protocol = protocol;
+            self.link.push(match protocol {
+                Protocol::Resp2 => b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n",
+                Protocol::Resp3 => b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n",
+            });
+            self.expected.push_back(Expected::Own);
+        }
+    }
+
+    /// Puts a request on the link.
+    pub(super) fn send(&mut self, request: &[u8], errand: &Errand) {
+        // WAIT is about the last write that its connection has seen, and the client's writes may
+        // have gone over the lane; any command brings the link up to date.
+        if errand.effect == Effect::Waits {
+            self.link.push(FENCE);
+            self.expected.push_back(Expected::Own);
+        }
+        self.link.push(errand.rewritten.as_deref().unwrap_or(request));
+        self.expected.push_back(match errand.effect {
+            Effect::Subscribes => {
+                self.link.push(FENCE);
+                Expected::Fence
+            }
+            effect => Expected::Reply(effect),
+        });
+        self.client.note(|hold| count(hold, &self.expected));
+    }
+
+    /// Writes what waits to be written, as far as the socket takes it.
+    pub(super) fn flush(&mut self) -> Result<(), UpstreamError> {
+        self.link.flush()
+    }
+
+    /// Waits for Redis to say something. Nothing is lost when the wait is given up.
+    pub(super) async fn receive(&mut self) -> Result<(), UpstreamError> {
+        self.link.receive().await
+    }
+
+    /// Hands what was received to the client.
+    pub(super) fn hand_over(&mut self) -> Result<(), UpstreamError> {
+        let Self { client, link, expected, .. } = self;
+        let result = link.hand_over(|reply| deliver(client, expected, reply));
+        client.note(|hold| count(hold, expected));
+        client.flush();
+        result
+    }
+
+    /// Follows a change of the client's session: gives the link back if it holds nothing that the
+    /// client needs, or else lets it speak the client's protocol.
+    pub(super) fn follow(held: &mut Option<Self>, pool: Option<&Pool>) {
+        Self::settle(held, pool);
+        if let Some(private) = held {
+            private.speak();
+        }
+    }
+
+    /// Gives the link back if the client does not need it any more.
+    pub(super) fn settle(held: &mut Option<Self>, pool: Option<&Pool>) {
+        let done = |private: &mut Self| {
+            let hold = private.client.hold.get();
+            hold.owed == 0 && !hold.holds()
+        };
+        if let Some(private) = held.take_if(done) {
+            private.release(pool);
+        }
+    }
+
+    /// Gives the link back, or closes it where it could still say what is for others: while an
+    /// answer is due, as a monitor, and when others redirect their invalidations to it.
+    pub(super) fn release(self, pool: Option<&Pool>) {
+        let hold = self.client.hold.replace(Hold::default());
+        let quiet = self.expected.is_empty() && !hold.monitor && !hold.redirected_to;
+        if let Some(pool) = pool.filter(|_| quiet) {
+            pool.give_back(self.link);
+        }
+    }
+
+    /// Answers what was in flight on a link that is lost. Returns whether the client can go on: not
+    /// when something is lost with the link that it relies on.
+    pub(super) fn fail(self) -> bool {
+        let hold = self.client.hold.replace(Hold::default());
+        let text = CommandError::OutcomeUnknown.to_string();
+        let mut error = Vec::new();
+        ReplyWriter::new(&mut error, self.protocol).error(&text);
+        for _ in 0..hold.owed {
+            self.client.push(&error, 1);
+        }
+        self.client.flush();
+        !hold.holds()
+    }
+}
+
+/// Counts what is in flight, for dispatch.
+fn count(hold: &mut Hold, expected: &VecDeque<Expected>) {
+    (hold.owed, hold.unsettled, hold.blocking) = (0, 0, 0);
+    for one in expected {
+        hold.owed += u32::from(*one != Expected::Own);
+        match one {
+            Expected::Own | Expected::Reply(Effect::Nothing | Effect::TellsTracking) => {}
+            Expected::Reply(Effect::Blocks | Effect::Waits) => hold.blocking += 1,
+            _ => hold.unsettled += 1,
+        }
+    }
+}
+
+/// Finds out what one reply answers, and passes it on.
+fn deliver(
+    client: &Client,
+    expected: &mut VecDeque<Expected>,
+    reply: &[u8],
+) -> Result<(), UpstreamError> {
+    let front = expected.front().copied();
+    if front == Some(Expected::Fence) {
+        if reply == FENCE_REPLY || reply == FENCE_REPLY_SUBSCRIBED {
+            expected.pop_front();
+        } else if ReplyKind::of(reply) == ReplyKind::Error {
+            client.push(reply, 1);
+        } else {
+            confirm(client, reply);
+            client.push_unasked(reply);
+        }
+        return Ok(());
+    }
+    if is_unasked(client.hold.get(), reply) {
+        // Redis itself ends subscriptions to sharded channels that have moved.
+        confirm(client, reply);
+        client.push_unasked(reply);
+        return Ok(());
+    }
+    match expected.pop_front() {
+        None | Some(Expected::Fence) => return Err(UpstreamError::StrayReply),
+        Some(Expected::Own) => {}
+        Some(Expected::Reply(Effect::TellsTracking)) => {
+            client.push(&with_own_redirect(client.hold.get().redirect, reply), 1);
+        }
+        Some(Expected::Reply(effect)) => {
+            if ReplyKind::of(reply) != ReplyKind::Error {
+                client.note(|hold| apply(hold, effect));
+            }
+            client.push(reply, 1);
+        }
+    }
+    Ok(())
+}
+
+fn apply(hold: &mut Hold, effect: Effect) {
+    match effect {
+        Effect::Monitors => hold.monitor = true,
+        Effect::Tracks(redirect) => {
+            hold.tracking = redirect.is_some();
+            hold.redirect = redirect.unwrap_or(0);
+        }
+        Effect::NoTouch(on) => hold.no_touch = on,
+        Effect::Selects(database) => hold.database = database,
+        _ => {}
+    }
+}
+
+/// Tells whether a reply answers nothing.
+fn is_unasked(hold: Hold, reply: &[u8]) -> bool {
+    match reply.first() {
+        Some(b'>') => true,
+        Some(b'+') => hold.monitor && reply.get(1).is_some_and(u8::is_ascii_digit),
+        Some(b'*') => {
+            hold.subscribes()
+                && matches!(first_element(reply), b"message" | b"pmessage" | b"smessage")
+        }
+        _ => false,
+    }
+}
+
+/// Reads how many subscriptions are left from the confirmation of one.
+fn confirm(client: &Client, reply: &[u8]) {
+    let last = reply.strip_suffix(b"\r\n").and_then(|reply| {
+        let line = reply.rsplit(|byte| *byte == b'\n').next()?;
+        parse_integer(line.strip_prefix(b":")?)
+    });
+    let Some(left) = last.and_then(|left| u64::try_from(left).ok()) else { return };
+    match first_element(reply) {
+        b"ssubscribe" | b"sunsubscribe" => client.note(|hold| hold.shards = left),
+        b"subscribe" | b"unsubscribe" | b"psubscribe" | b"punsubscribe" => {
+            client.note(|hold| hold.channels = left);
+        }
+        _ => {}
+    }
+}
+
+/// Returns the bulk string with which an array or push begins.
+fn first_element(reply: &[u8]) -> &[u8] {
+    reply
+        .split(|byte| *byte == b'\n')
+        .nth(2)
+        .and_then(|line| line.strip_suffix(b"\r"))
+        .unwrap_or(&[])
+}
+
+/// Puts the proxy's id of a client in the place of Redis's in the answer to CLIENT TRACKINGINFO.
+fn with_own_redirect(redirect: u64, reply: &[u8]) -> Vec<u8> {
+    const NAME: &[u8] = b"$8\r\nredirect\r\n:";
+    let at = memchr::memmem::find(reply, NAME).map(|at| at + NAME.len()).filter(|_| redirect != 0);
+    let Some(at) = at else { return reply.to_vec() };
+    let (before, number) = reply.split_at(at);
+    let end = memchr::memchr(b'\r', number).unwrap_or(number.len());
+    let after = number.get(end..).unwrap_or_default();
+    [before, redirect.to_string().as_bytes(), after].concat()
+}

@@ -1,0 +1,106 @@
+//! The pool of private links: taken for a while, given back, reset and used again.
+//!
+//! At most [`LINKS_MAX`] links are open and [`IDLE_MAX`] of them wait idle, each for [`IDLE_TIME`].
+//! A link is offered again only when Redis has answered its reset cleanly.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::{task::spawn_local, time::Instant};
+
+use super::{Config, PrivateLink, RedisAddress, UpstreamError, handshake, private::Place};
+
+/// Links that are open at a time, below Redis's own default of 10000 clients.
+const LINKS_MAX: usize = 8192;
+/// Links that wait for their next use.
+const IDLE_MAX: usize = 16;
+/// How long a link waits for its next use before it is closed.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+
+/// The handle to the private links of one worker.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    address: RedisAddress,
+    config: Config,
+    /// The longest idle first.
+    idle: RefCell<Vec<(Instant, PrivateLink)>>,
+    taken: Rc<Cell<usize>>,
+    sweeping: Cell<bool>,
+}
+
+impl Pool {
+    /// Makes a pool without links.
+    #[must_use]
+    pub fn new(address: RedisAddress, config: Config) -> Self {
+        Self {
+            shared: Rc::new(Shared {
+                address,
+                config,
+                idle: RefCell::default(),
+                taken: Rc::default(),
+                sweeping: Cell::new(false),
+            }),
+        }
+    }
+
+    /// Returns the number of the database that a link has selected when it is taken: the one with
+    /// the profiles.
+    #[must_use]
+    pub fn database(&self) -> u32 {
+        self.shared.address.database
+    }
+
+    /// Takes an idle link, or makes one. It speaks RESP2.
+    ///
+    /// # Errors
+    /// When Redis cannot be reached or refuses, or too many links are open; nothing was sent.
+    pub async fn take(&self) -> Result<PrivateLink, UpstreamError> {
+        let shared = &self.shared;
+        while let Some((_, link)) = shared.idle.borrow_mut().pop() {
+            if link.is_quiet() {
+                return Ok(link);
+            }
+        }
+        let place = Place::take(&shared.taken, LINKS_MAX).ok_or(UpstreamError::TooMany)?;
+        let (stream, id) = handshake::connect_private(&shared.address, &shared.config).await?;
+        Ok(PrivateLink::new(stream, id, place))
+    }
+
+    /// Takes a link back that no client needs any more, with no request in flight on it.
+    pub fn give_back(&self, mut link: PrivateLink) {
+        let shared = Rc::clone(&self.shared);
+        if shared.idle.borrow().len() >= IDLE_MAX {
+            return;
+        }
+        spawn_local(async move {
+            let reset = link.reset(&shared.address);
+            let reset = tokio::time::timeout(shared.config.connect_timeout, reset).await;
+            if matches!(reset, Ok(Ok(()))) && shared.idle.borrow().len() < IDLE_MAX {
+                shared.idle.borrow_mut().push((Instant::now(), link));
+                if !shared.sweeping.replace(true) {
+                    shared.sweep().await;
+                }
+            }
+        });
+    }
+}
+
+impl Shared {
+    /// Closes what has been idle for too long, until nothing is idle.
+    async fn sweep(&self) {
+        loop {
+            let oldest = self.idle.borrow().first().map(|(since, _)| *since);
+            let Some(oldest) = oldest else { break };
+            tokio::time::sleep_until(oldest + IDLE_TIME).await;
+            self.idle.borrow_mut().retain(|(since, _)| since.elapsed() < IDLE_TIME);
+        }
+        self.sweeping.set(false);
+    }
+}
