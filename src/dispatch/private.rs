@@ -180,6 +180,9 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Errand>, CommandError> {
         let hold = client.hold.get();
+        if !hold.linked && matches!(spec.route, Route::Profile(_) | Route::Forward) {
+            return Ok(None);
+        }
         if is_taken_up(client) {
             return taken_up(spec);
         }

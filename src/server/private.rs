@@ -190,8 +190,8 @@ fn deliver(
         return Ok(());
     }
     match expected.pop_front() {
-        None | Some(Expected::Fence) => return Err(UpstreamError::StrayReply),
-        Some(Expected::Own) => {}
+        Some(Expected::Own) if ReplyKind::of(reply) != ReplyKind::Error => {}
+        None | Some(Expected::Own | Expected::Fence) => return Err(UpstreamError::StrayReply),
         Some(Expected::Reply(Effect::TellsTracking)) => {
             client.push(&with_own_redirect(client.hold.get().redirect, reply), 1);
         }

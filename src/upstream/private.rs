@@ -204,3 +204,19 @@ impl PrivateLink {
         self.output.len() - self.written
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_and_free_again_when_their_link_is_gone() {
+        let taken = Rc::default();
+        let first = Place::take(&taken, 2);
+        let second = Place::take(&taken, 2);
+        assert!(first.is_some() && second.is_some());
+        assert!(Place::take(&taken, 2).is_none());
+        drop(first);
+        assert!(Place::take(&taken, 2).is_some());
+    }
+}

@@ -565,16 +565,19 @@ fn nothing_of_one_client_is_left_for_the_next() {
 }
 
 #[test]
-fn a_lost_link_is_an_error_for_what_was_on_it_and_the_end_of_a_subscriber() {
+fn a_lost_link_is_an_error_for_what_was_on_it_and_the_end_of_who_relies_on_it() {
     let setup = setup();
     let mut store = setup.store_client();
     let (mut blocked, mut subscriber) = (setup.proxy.client(), setup.proxy.client());
+    let mut elsewhere = setup.proxy.client();
     subscriber.assert_reply_starts("SUBSCRIBE news", "*3");
+    elsewhere.assert_reply("SELECT 5", OK);
     blocked.send([words("BLPOP list 0"), words("PING")].concat());
     wait_for_blocked(&mut store, 1);
     let list = store.command(&["CLIENT", "LIST"]);
     let list = String::from_utf8_lossy(list.bytes()).into_owned();
-    for line in list.lines().filter(|line| line.contains("cmd=blpop") || line.contains(" sub=1 ")) {
+    let lost = ["cmd=blpop", " sub=1 ", " db=5 "];
+    for line in list.lines().filter(|line| lost.iter().any(|mark| line.contains(mark))) {
         let id = line.split_whitespace().find_map(|part| part.strip_prefix("id=")).expect("an id");
         store.assert_reply(&format!("CLIENT KILL ID {id}"), ":1\r\n");
     }
@@ -582,6 +585,8 @@ fn a_lost_link_is_an_error_for_what_was_on_it_and_the_end_of_a_subscriber() {
     assert_bytes("BLPOP", &blocked.reply_bytes(), lost);
     assert_bytes("PING", &blocked.reply_bytes(), b"+PONG\r\n");
     assert_eq!(subscriber.read_to_close(), b"");
+    // It must not go on in the database with the profiles.
+    assert_eq!(elsewhere.read_to_close(), b"");
     blocked.assert_reply("HSET user:1 login_count 1", ":1\r\n");
 }
 
