@@ -83,7 +83,7 @@ impl Worker<'_> {
                 (Upstream::Redis(lane), Some(pool))
             }
         };
-        let proxy = Rc::new(Proxy::new(
+        let proxy = Proxy::new(
             self.auth,
             self.schema,
             upstream,
@@ -91,8 +91,8 @@ impl Worker<'_> {
             Rc::clone(&outcome),
             Rc::clone(&ledger),
             self.metrics,
-            self.config.scripts,
-        ));
+        );
+        let proxy = Rc::new(proxy.with_scripts(self.config.scripts));
         spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
         info!(address = %self.config.listen, "ready to accept connections");

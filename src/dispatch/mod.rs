@@ -121,7 +121,6 @@ impl Proxy {
         outcome: Rc<RefCell<Outcome>>,
         ledger: Rc<RefCell<Ledger>>,
         metrics: Arc<Metrics>,
-        scripts: Scripts,
     ) -> Self {
         let retention = outcome.borrow().retention();
         Self {
@@ -133,11 +132,17 @@ impl Proxy {
             ledger,
             clients: Clients::default(),
             metrics,
-            scripts,
+            scripts: Scripts::default(),
             retention,
             replies: RefCell::default(),
             notes: RefCell::default(),
         }
+    }
+
+    /// Chooses what becomes of scripts on profiles.
+    #[must_use]
+    pub fn with_scripts(self, scripts: Scripts) -> Self {
+        Self { scripts, ..self }
     }
 
     /// Carries one request to its reply, or to the upstream that will give it.

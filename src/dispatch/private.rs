@@ -203,9 +203,11 @@ impl Proxy {
             }
             // A monitor is shown its own commands as well.
             Route::Local(Local::Ping | Local::Echo) => hold.monitor,
-            // Transactions on profiles are queued here; in another database Redis queues them.
-            Route::Transaction(_) => hold.database.is_some(),
-            Route::Local(_) | Route::Refused(_) => false,
+            // Over the private link a SELECT between MULTI and EXEC would reach profiles unseen.
+            Route::Transaction(_) if hold.database.is_some() => {
+                return Err(CommandError::NeedsConnection(spec.name));
+            }
+            Route::Transaction(_) | Route::Local(_) | Route::Refused(_) => false,
             _ if hold.monitor => true,
             _ if hold.database.is_some() => {
                 let reaches_others = matches!(spec.name, "copy" | "migrate" | "move");

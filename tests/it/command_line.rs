@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::support::client::Reply;
 use crate::support::proxy::Proxy;
+use crate::support::wait_until;
 
 const EXIT_USAGE: i32 = 64;
 
@@ -14,10 +16,13 @@ const KIND: &str = "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\n";
 #[test]
 fn the_first_lines_say_what_it_is_and_how_to_try_it() {
     let proxy = Proxy::options().start();
+    let tried = format!("redis-cli -p {}", proxy.port());
+    // Standard output and the log come by two pipes.
+    wait_until("the line to try", Duration::from_secs(5), || {
+        proxy.logs().join("\n").contains(&tried).then_some(())
+    });
     let text = proxy.logs().join("\n");
     assert!(text.contains("profile-proxy") && text.contains(&proxy.address()), "{text}");
-    let tried = format!("redis-cli -p {}", proxy.port());
-    assert!(text.contains(&tried), "no line to try, such as `{tried} ...`: {text}");
 }
 
 #[test]

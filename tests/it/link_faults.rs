@@ -333,6 +333,7 @@ fn b3_a_refused_look_behind_a_write_is_asked_again() {
 fn b3_a_profile_that_cannot_be_read_back_is_not_taken_for_deleted() {
     let (upstream, mut link, proxy) = start_lossy();
     let setup = Setup { proxy, redis: None, postgres: None };
+    setup.wait_for_tables();
     let mut client = setup.proxy.client();
     send(&mut client, "HSET user:1 f 1");
     link.expect("HSET user:1 f 1");
