@@ -187,7 +187,7 @@ impl Proxy {
             return taken_up(spec);
         }
         let errand = match spec.route {
-            Route::Private(private) => self.private(private, request),
+            Route::Private(private) => Self::private(private, request),
             Route::Local(Local::Select) => self.select_apart(client, request),
             Route::Local(Local::Client) => self.client_apart(request)?,
             _ => None,
@@ -221,7 +221,7 @@ impl Proxy {
         Ok(follows.then(Errand::default))
     }
 
-    fn private(&self, private: Private, request: &Request<'_>) -> Option<Errand> {
+    fn private(private: Private, request: &Request<'_>) -> Option<Errand> {
         let blocks = |argument: &[u8]| argument.eq_ignore_ascii_case(b"BLOCK");
         Some(Errand::of(match private {
             Private::Subscribe => Effect::Subscribes,
@@ -230,7 +230,6 @@ impl Proxy {
             Private::Blocking => Effect::Blocks,
             // A stream of that name goes over the private link too, which is only slower.
             Private::StreamRead if request.arguments(1).any(blocks) => Effect::Blocks,
-            Private::StreamRead if self.pool.is_none() => Effect::Nothing,
             Private::StreamRead => return None,
         }))
     }
