@@ -130,6 +130,7 @@ impl Setup {
     /// Waits until the history has `count` rows, and fails when it gets more.
     #[track_caller]
     pub(crate) fn wait_for_history(&self, count: u64) {
+        self.wait_for_tables();
         let mut seen = 0;
         let start = std::time::Instant::now();
         while start.elapsed() < DELIVERY_BOUND {
@@ -145,6 +146,7 @@ impl Setup {
     /// Waits until the database has the same profiles as the store.
     #[track_caller]
     pub(crate) fn wait_for_equality(&self) {
+        self.wait_for_tables();
         let store = self.store_profiles();
         let mut database = BTreeMap::new();
         let start = std::time::Instant::now();
