@@ -28,7 +28,7 @@ use crate::support::wait_until;
 
 const CLIENTS: u64 = 6;
 /// The load ends after this many pipelines of each client, or after this time.
-const PIPELINES: usize = 400;
+const PIPELINES: usize = 1000;
 const LOAD_BOUND: Duration = Duration::from_secs(8);
 /// Times that are relative to now may differ by the time between the two connections' turns.
 const TIME_TOLERANCE_MS: i64 = 8_000;

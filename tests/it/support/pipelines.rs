@@ -162,7 +162,7 @@ const EXACT: &[&str] = &[
     "SCRIPT EXISTS f",
     "OBJECT HELP v",
     "CONFIG GET maxclients",
-    "XADD stream 1-1 f v",
+    "XADD cN:stream 1-1 f v",
     "WRONGCOMMAND",
     "FOO v f",
     "foo",
@@ -351,7 +351,9 @@ impl Pipelines {
             "a" => (self.now + 10_000 + self.random.below(5) * 1000).to_string().into_bytes(),
             "A" => ((self.now + 20_000) * 1000 + self.random.below(5000)).to_string().into_bytes(),
             "x" => self.pick(&["NX", "XX", "GT", "LT", "gt"]).as_bytes().to_vec(),
-            "KEYS" | "user:cN*" | "cN:*" => place.replace('N', &number.to_string()).into_bytes(),
+            "user:cN*" | "cN:*" | "cN:stream" => {
+                place.replace('N', &number.to_string()).into_bytes()
+            }
             word => word.as_bytes().to_vec(),
         }
     }
