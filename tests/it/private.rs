@@ -594,7 +594,9 @@ fn a_lost_link_is_an_error_for_what_was_on_it_and_the_end_of_who_relies_on_it() 
 
 #[test]
 fn a_subscriber_that_does_not_read_is_cut() {
-    let options = Proxy::options().config("[limits]\noutput_bytes_max = \"1MiB\"\n");
+    let options = Proxy::options().config(
+        "[limits]\noutput_bytes_max = \"1MiB\"\n[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\n",
+    );
     let setup = setup_with(options);
     let mut subscriber = setup.proxy.client();
     subscriber.assert_reply_starts("SUBSCRIBE news", "*3");
