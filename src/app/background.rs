@@ -21,6 +21,8 @@ use crate::{
     sinks::{Delivery, DeliveryError},
 };
 
+/// The niceness of the thread: about a tenth of a processor that others want as well.
+const NICE: i32 = 10;
 /// How long the admin port is served on after the end.
 const ADMIN_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -42,7 +44,12 @@ impl Background {
         let signals = [handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?];
         drop(inside);
         let thread = thread::Builder::new().name("background".to_owned());
-        let started = thread.spawn(move || runtime.block_on(self.run(signals, stops)));
+        let started = thread.spawn(move || {
+            // Clients come first: what is in the journal can wait while they take all processors.
+            // Where this is not allowed, delivery is only less polite.
+            let _ = rustix::process::setpriority_process(None, NICE);
+            runtime.block_on(self.run(signals, stops));
+        });
         started.map_err(|source| system("start a thread", source))
     }
 
