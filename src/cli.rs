@@ -129,8 +129,12 @@ pub fn parse() -> Result<Cli, Stop> {
 /// Returns what to print and the exit code where there is nothing to do.
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
     let Arguments { options, word } = Arguments::try_parse_from(arguments).map_err(|error| {
-        let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
-        Stop { text: mask_passwords(&error.render().to_string()), code }
+        let text = error.render().to_string();
+        // Only an error quotes what was typed; help shows the form of a URL, password and all.
+        match error.use_stderr() {
+            true => Stop { text: mask_passwords(&text), code: EXIT_USAGE },
+            false => Stop { text, code: 0 },
+        }
     })?;
     let command = match word {
         None | Some(Word::Serve) => Command::Serve(options.into()),
@@ -180,6 +184,7 @@ mod tests {
     fn help_names_every_flag_with_its_variable_and_default() {
         let help = parse_words("--help").unwrap_err();
         assert_eq!(help.code, 0);
+        assert!(help.text.contains("redis://[user[:password]@]host[:port][/db]"), "{}", help.text);
         for setting in &SETTINGS {
             assert!(help.text.contains(setting.flag), "{}", setting.flag);
             assert!(help.text.contains(&format!("[env: {}]", setting.variable)), "{}", help.text);
