@@ -24,6 +24,8 @@ pub struct Ledger {
     next_ticket: u64,
     intents: Vec<u8>,
     intents_from: u64,
+    /// Intents are among what is written next.
+    intents_recorded: bool,
     /// Intent records with tickets that have no outcome yet, oldest first.
     open: VecDeque<OpenIntents>,
     voids: Vec<u8>,
@@ -55,6 +57,7 @@ impl Ledger {
             next_ticket,
             intents: Vec::new(),
             intents_from: 0,
+            intents_recorded: false,
             open,
             voids: Vec::new(),
             changed: false,
@@ -103,15 +106,10 @@ impl Ledger {
     /// # Errors
     /// When the journal cannot be written; then nothing may be sent to Redis.
     pub fn commit_intents(&mut self) -> Result<(), JournalTrouble> {
-        if self.intents.is_empty() {
+        self.record_intents();
+        if !self.intents_recorded {
             return Ok(());
         }
-        let sequence = self.writer.record(&[&self.intents]);
-        self.intents.clear();
-        self.intents.shrink_to(64 << 10);
-        let tickets_end = self.next_ticket;
-        let open = tickets_end - self.intents_from;
-        self.open.push_back(OpenIntents { sequence, tickets_end, open });
         self.keep_open_intents();
         self.write().map(|_| ())
     }
@@ -125,6 +123,10 @@ impl Ledger {
 
     /// Notes that a ticket changed nothing.
     pub fn void(&mut self, ticket: u64) {
+        // A write that failed before it was sent: its intent still has to stand before its outcome.
+        if ticket >= self.intents_from {
+            self.record_intents();
+        }
         self.settle(ticket);
         if self.voids.is_empty() {
             VoidBuilder::begin(&mut self.voids);
@@ -170,6 +172,20 @@ impl Ledger {
         self.writer.close()
     }
 
+    /// Adds the intents that are noted to what is written next.
+    fn record_intents(&mut self) {
+        if self.intents.is_empty() {
+            return;
+        }
+        let sequence = self.writer.record(&[&self.intents]);
+        self.intents.clear();
+        self.intents.shrink_to(64 << 10);
+        self.intents_recorded = true;
+        let tickets_end = self.next_ticket;
+        let open = tickets_end - self.intents_from;
+        self.open.push_back(OpenIntents { sequence, tickets_end, open });
+    }
+
     /// Counts a ticket as one with an outcome.
     fn settle(&mut self, ticket: u64) {
         if !self.in_doubt.is_empty() {
@@ -191,6 +207,7 @@ impl Ledger {
     }
 
     fn write(&mut self) -> Result<Sequence, JournalTrouble> {
+        self.intents_recorded = false;
         self.writer.commit().map_err(|error| {
             // A poisoned journal is reported where it wakes the worker, also when no write is made.
             if !matches!(error, JournalError::Poisoned { .. }) {
@@ -198,5 +215,46 @@ impl Ledger {
             }
             JournalTrouble::LostOutcome
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{journal, profile::Entry};
+
+    #[test]
+    fn tickets_that_fail_before_their_intent_is_written_do_not_hold_the_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = journal::open(folder.path(), &journal::Config::default()).unwrap();
+        let journal = opened.journal.clone();
+        let mut ledger = Ledger::new(opened.writer, opened.journal, 1, InDoubt::new());
+        // The link is lost with two writes waiting: neither they nor their intents have left.
+        let tickets = [ledger.intend(b"user:1"), ledger.intend(b"user:2")];
+        tickets.into_iter().for_each(|ticket| ledger.void(ticket));
+        assert_eq!(ledger.commit_outcomes().ok(), Some(None));
+        // One more waits and fails while another goes on: its intent is written before it does.
+        let failed = ledger.intend(b"user:3");
+        let kept = ledger.intend(b"user:4");
+        ledger.void(failed);
+        let before = journal.appended();
+        ledger.commit_intents().unwrap();
+        assert!(journal.appended() > before, "the intent is not in the journal");
+        assert_eq!(ledger.open.len(), 1, "the one that went on is open");
+        ledger.void(kept);
+        ledger.commit_outcomes().unwrap();
+        assert!(ledger.open.is_empty(), "nothing holds the journal any more");
+        let mut reader = journal.reader(journal.first()).unwrap();
+        let mut batch = journal::Batch::default();
+        reader.read(&mut batch, 10, 1 << 20).unwrap();
+        let entries: Vec<_> = batch.iter().map(|(_, record)| Entry::decode(record)).collect();
+        let intent = |ticket, keys| Ok(Entry::Intent { ticket, keys });
+        let expected = [
+            intent(1, vec![&b"user:1"[..], b"user:2"]),
+            Ok(Entry::Void(tickets.to_vec())),
+            intent(failed, vec![b"user:3", b"user:4"]),
+            Ok(Entry::Void(vec![failed, kept])),
+        ];
+        assert_eq!(entries, expected);
     }
 }
