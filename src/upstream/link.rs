@@ -11,7 +11,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Batch, Failure, Receiver, Slot, UpstreamError, handshake::Greeting, lane::Queue};
+use super::{
+    Batch, Failure, Receiver, Slot, UpstreamError, handshake::Greeting, lane::Queue, output::Output,
+};
 use crate::{
     metrics::Metrics,
     resp::{Framer, Protocol, ReplyKind},
@@ -46,9 +48,7 @@ pub(super) struct Link<S> {
     write: OwnedWriteHalf,
     framer: Framer,
     input: Vec<u8>,
-    output: Vec<u8>,
-    written: usize,
-    written_total: u64,
+    output: Output,
     flights: VecDeque<Flight<S>>,
     spare: Vec<Batch<S>>,
     protocol: Protocol,
@@ -66,9 +66,7 @@ impl<S: Slot> Link<S> {
             write,
             framer: Framer::default(),
             input: Vec::with_capacity(READ_BYTES),
-            output: Vec::new(),
-            written: 0,
-            written_total: 0,
+            output: Output::new(UNSENT_BYTES_MAX),
             flights: VecDeque::new(),
             spare: Vec::new(),
             protocol: Protocol::Resp2,
@@ -93,7 +91,7 @@ impl<S: Slot> Link<S> {
         let mut watch = tokio::time::interval(self.reply_timeout / 4);
         loop {
             self.take_waiting(queue, &mut *receiver.borrow_mut());
-            if let Err(error) = self.write_some() {
+            if let Err(error) = self.output.write_to(&self.write) {
                 return error;
             }
             tokio::select! {
@@ -126,18 +124,18 @@ impl<S: Slot> Link<S> {
     /// Puts a batch behind what is already on its way.
     pub(super) fn send<R: Receiver<Slot = S>>(&mut self, batch: Batch<S>, receiver: &mut R) {
         let refused = !receiver.may_send(&batch);
-        let starts_at = self.written_total + self.unsent() as u64;
+        let starts_at = self.output.sent() + self.unsent() as u64;
         let swallow = u32::from(!refused && batch.protocol != self.protocol);
         if swallow > 0 {
             self.protocol = batch.protocol;
-            self.output.extend_from_slice(match batch.protocol {
+            self.output.end().extend_from_slice(match batch.protocol {
                 Protocol::Resp2 => b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n",
                 Protocol::Resp3 => b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n",
             });
         }
         if !refused {
             self.metrics.upstream_batches.add(1);
-            self.output.extend_from_slice(&batch.bytes);
+            self.output.end().extend_from_slice(&batch.bytes);
         }
         self.flights.push_back(Flight {
             batch,
@@ -154,7 +152,7 @@ impl<S: Slot> Link<S> {
     /// Tells everybody in flight that no reply will come.
     pub(super) fn fail_all<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) {
         for mut flight in std::mem::take(&mut self.flights) {
-            let unsent = flight.refused || flight.starts_at >= self.written_total;
+            let unsent = flight.refused || flight.starts_at >= self.output.sent();
             flight.fail(receiver, if unsent { Failure::NotSent } else { Failure::Unknown });
         }
     }
@@ -183,25 +181,7 @@ impl<S: Slot> Link<S> {
     }
 
     fn unsent(&self) -> usize {
-        self.output.len() - self.written
-    }
-
-    fn write_some(&mut self) -> Result<(), UpstreamError> {
-        while self.unsent() > 0 {
-            match self.write.try_write(self.output.get(self.written..).unwrap_or_default()) {
-                Ok(0) => return Err(UpstreamError::Closed),
-                Ok(count) => {
-                    self.written += count;
-                    self.written_total += count as u64;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.output.clear();
-        self.output.shrink_to(UNSENT_BYTES_MAX);
-        self.written = 0;
-        Ok(())
+        self.output.unsent()
     }
 
     fn take_replies<R: Receiver<Slot = S>>(
@@ -247,7 +227,7 @@ impl<S: Slot> Link<S> {
                 break;
             };
             // A request of which not a byte has left cannot have been answered.
-            if !push && flight.starts_at >= self.written_total {
+            if !push && flight.starts_at >= self.output.sent() {
                 result = Err(UpstreamError::StrayReply);
                 break;
             }

@@ -12,6 +12,7 @@ mod batch;
 mod handshake;
 mod lane;
 mod link;
+mod output;
 mod pool;
 mod private;
 

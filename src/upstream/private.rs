@@ -14,7 +14,7 @@ use tokio::{
     },
 };
 
-use super::{RedisAddress, UpstreamError, handshake};
+use super::{RedisAddress, UpstreamError, handshake, output::Output};
 use crate::resp::{Framer, ReplyKind};
 
 /// Room for replies that an idle link keeps.
@@ -31,8 +31,7 @@ pub struct PrivateLink {
     write: OwnedWriteHalf,
     framer: Framer,
     input: Vec<u8>,
-    output: Vec<u8>,
-    written: usize,
+    output: Output,
     id: u64,
     _place: Place,
 }
@@ -64,8 +63,7 @@ impl PrivateLink {
             write,
             framer: Framer::default(),
             input: Vec::new(),
-            output: Vec::new(),
-            written: 0,
+            output: Output::new(KEPT_BYTES_MAX),
             id,
             _place: place,
         }
@@ -79,7 +77,7 @@ impl PrivateLink {
 
     /// Appends requests, as canonical RESP, to what goes out with the next flush or receive.
     pub fn push(&mut self, requests: &[u8]) {
-        self.output.extend_from_slice(requests);
+        self.output.end().extend_from_slice(requests);
     }
 
     /// Writes as much as the socket takes now.
@@ -87,18 +85,7 @@ impl PrivateLink {
     /// # Errors
     /// When the connection is broken.
     pub fn flush(&mut self) -> Result<(), UpstreamError> {
-        while self.unsent() > 0 {
-            match self.write.try_write(self.output.get(self.written..).unwrap_or_default()) {
-                Ok(0) => return Err(UpstreamError::Closed),
-                Ok(count) => self.written += count,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.output.clear();
-        self.output.shrink_to(KEPT_BYTES_MAX);
-        self.written = 0;
-        Ok(())
+        self.output.write_to(&self.write)
     }
 
     /// Waits until Redis has said something, and writes meanwhile what waits to be written. Nothing
@@ -164,7 +151,7 @@ impl PrivateLink {
     /// When anything but the expected answers comes; the link must not be used again.
     pub(super) async fn reset(&mut self, address: &RedisAddress) -> Result<(), UpstreamError> {
         self.push(b"*1\r\n$5\r\nRESET\r\n");
-        let mut replies = handshake::push_log_in(address, &mut self.output);
+        let mut replies = handshake::push_log_in(address, self.output.end());
         let mut farewell = 0;
         // What was on its way before the answer to RESET is for the former client only.
         loop {
@@ -201,7 +188,7 @@ impl PrivateLink {
     }
 
     fn unsent(&self) -> usize {
-        self.output.len() - self.written
+        self.output.unsent()
     }
 }
 
