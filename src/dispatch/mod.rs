@@ -231,8 +231,9 @@ impl Proxy {
                 None => self.forward(client, spec, request),
             }
             .map(|()| Step::Next),
-            Route::Forward => self.forward(client, spec, request).map(|()| Step::Next),
-            Route::Private(_) => self.forward(client, spec, request).map(|()| Step::Next),
+            Route::Forward | Route::Private(_) => {
+                self.forward(client, spec, request).map(|()| Step::Next)
+            }
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
     }

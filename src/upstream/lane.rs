@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Batch, Config, Failure, Receiver, RedisAddress, Slot, UpstreamError, handshake, link::Link,
+    Batch, Config, Failure, Receiver, RedisAddress, Slot, UpstreamError, handshake,
+    link::{Flight, Link},
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
 
@@ -174,13 +175,9 @@ impl<S: Slot> Lane<S> {
         let mut receiver = receiver.borrow_mut();
         link.fail_all(&mut *receiver);
         for batch in self.queue.waiting.borrow_mut().iter_mut() {
-            let mut notes_at = 0;
-            for slot in &batch.slots {
-                let notes = batch.notes.get(notes_at..).unwrap_or_default();
-                receiver.failed(slot, notes, slot.replies(), Failure::NotSent);
-                notes_at += slot.note_bytes();
-            }
-            batch.clear();
+            let empty = Batch::new(batch.protocol);
+            let mut flight = Flight::waiting(std::mem::replace(batch, empty));
+            flight.fail(&mut *receiver, Failure::NotSent);
         }
         receiver.settle();
         end

@@ -27,7 +27,7 @@ const UNSENT_BYTES_MAX: usize = 1 << 20;
 const SPARE_BATCHES_MAX: usize = 8;
 
 /// A batch on its way, and how far its replies have come.
-struct Flight<S> {
+pub(super) struct Flight<S> {
     batch: Batch<S>,
     /// The slot whose turn it is.
     slot: usize,
@@ -137,16 +137,7 @@ impl<S: Slot> Link<S> {
             self.metrics.upstream_batches.add(1);
             self.output.end().extend_from_slice(&batch.bytes);
         }
-        self.flights.push_back(Flight {
-            batch,
-            slot: 0,
-            had: 0,
-            notes_at: 0,
-            swallow,
-            refused,
-            sent_at: Instant::now(),
-            starts_at,
-        });
+        self.flights.push_back(Flight { swallow, refused, starts_at, ..Flight::waiting(batch) });
     }
 
     /// Tells everybody in flight that no reply will come.
@@ -304,6 +295,20 @@ impl<S: Slot> Link<S> {
 }
 
 impl<S: Slot> Flight<S> {
+    /// Makes the flight of a batch none of whose slots has had anything.
+    pub(super) fn waiting(batch: Batch<S>) -> Self {
+        Self {
+            batch,
+            slot: 0,
+            had: 0,
+            notes_at: 0,
+            swallow: 0,
+            refused: false,
+            sent_at: Instant::now(),
+            starts_at: 0,
+        }
+    }
+
     fn owed(&self) -> u32 {
         self.batch.slots.get(self.slot).map_or(0, Slot::replies)
     }
@@ -318,7 +323,7 @@ impl<S: Slot> Flight<S> {
         self.had = 0;
     }
 
-    fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure) {
+    pub(super) fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure) {
         while let Some(slot) = self.batch.slots.get(self.slot) {
             let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
             receiver.failed(slot, notes, slot.replies() - self.had, failure);
