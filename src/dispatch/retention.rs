@@ -13,8 +13,14 @@ use std::{hash::BuildHasher, time::Duration};
 const MARK_MS: u64 = 1;
 const UNIT_MS_MAX: u64 = 10_000;
 const TICK_MS_MAX: u64 = 3_600_000;
-/// Profiles whose latest tick is remembered, so that most writes need not ask.
-const REMEMBERED_MAX: usize = 1 << 16;
+/// The bits of an entry that hold the tick.
+const TICK_MASK: u64 = 0xffff;
+/// Profiles whose latest tick is remembered, so that most writes need not ask: as many as fit
+/// into half a megabyte, and up to eight megabytes when that is too little.
+const REMEMBERED_MIN: usize = 1 << 16;
+const REMEMBERED_MAX: usize = 1 << 20;
+/// Places that one profile may have: eight of eight bytes are one line of the processor's cache.
+const WAYS: usize = 8;
 
 /// An expiry that the policy asks for, in milliseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,42 +44,93 @@ impl Due {
     }
 }
 
-/// Remembers, per profile, for which expiry the policy was last applied.
+/// Remembers, per profile, in which tick the policy was last applied.
+///
+/// ```text
+///   63            16 15      0
+///  ┌────────────────┬────────┐   the tick modulo 65,536; ticks that far apart are never alive
+///  │ hash of key    │  tick  │   together. A bucket is eight of them, chosen by the hash.
+///  └────────────────┴────────┘
+/// ```
 pub(super) struct Retention {
     hasher: foldhash::quality::RandomState,
-    /// Direct-mapped by the hash of the key; holds the hash of key and tick.
-    applied: Vec<u64>,
+    applied: Vec<[u64; WAYS]>,
+    /// Profiles of the present tick that had to make room since the table last grew.
+    displaced: usize,
 }
 
 impl Retention {
     pub(super) fn new() -> Self {
-        Self { hasher: foldhash::quality::RandomState::default(), applied: Vec::new() }
+        let hasher = foldhash::quality::RandomState::default();
+        Self { hasher, applied: Vec::new(), displaced: 0 }
     }
 
     /// Returns the expiry to ask for behind a write, or nothing if a write of the same tick has asked
     /// already.
     ///
-    /// A collision in the table costs one question too many, never one too few: the whole hash of
-    /// the key and the tick must match.
+    /// A profile that had to make room costs one question too many. One question too few takes two
+    /// profiles of one bucket with the same 48 bits of hash.
     pub(super) fn due(&mut self, key: &[u8], ttl: Duration, now_ms: u64) -> Option<Due> {
         let ttl_ms = ttl.as_millis() as u64;
         let tick = (ttl_ms / 64).clamp(2, TICK_MS_MAX);
         let unit = tick.min(UNIT_MS_MAX);
-        let at = (now_ms + ttl_ms) / unit * unit + MARK_MS;
-        if self.applied.is_empty() {
-            self.applied = vec![0; REMEMBERED_MAX];
+        let mark = self.hash(key) | (now_ms / tick) & TICK_MASK;
+        if self.remembers(mark) {
+            return None;
         }
-        let hash = self.hasher.hash_one((key, now_ms / tick));
-        let place = self.hasher.hash_one(key) as usize % REMEMBERED_MAX;
-        let remembered = self.applied.get_mut(place)?;
-        (std::mem::replace(remembered, hash) != hash).then_some(Due { at, unit, tick })
+        self.remember(mark);
+        let at = (now_ms + ttl_ms) / unit * unit + MARK_MS;
+        Some(Due { at, unit, tick })
     }
 
     /// Forgets a profile whose expiry may have gone: it was deleted, or a client has changed it.
     pub(super) fn forget(&mut self, key: &[u8]) {
-        let place = self.hasher.hash_one(key) as usize % REMEMBERED_MAX;
-        if let Some(remembered) = self.applied.get_mut(place) {
-            *remembered = 0;
+        let hash = self.hash(key);
+        let bucket = self.bucket(hash);
+        for mark in bucket.into_iter().flatten().filter(|mark| **mark & !TICK_MASK == hash) {
+            *mark = 0;
+        }
+    }
+
+    fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key) & !TICK_MASK
+    }
+
+    /// The bucket of a hash: by its upper bits, since the lower ones hold the tick.
+    fn bucket(&mut self, hash: u64) -> Option<&mut [u64; WAYS]> {
+        let place = (hash >> 16) as usize & self.applied.len().wrapping_sub(1);
+        self.applied.get_mut(place)
+    }
+
+    fn remembers(&mut self, mark: u64) -> bool {
+        self.bucket(mark).is_some_and(|bucket| bucket.contains(&mark))
+    }
+
+    /// Enters a profile in place of its former tick, of another one's former tick, or of whatever
+    /// has been there for longest.
+    fn remember(&mut self, mark: u64) {
+        let full = self.displaced > self.applied.len() * WAYS / 16;
+        if self.applied.is_empty() || full && self.applied.len() * WAYS < REMEMBERED_MAX {
+            self.grow();
+        }
+        let tick = mark & TICK_MASK;
+        let Some(bucket) = self.bucket(mark) else { return };
+        let same = bucket.iter().position(|old| old & !TICK_MASK == mark & !TICK_MASK);
+        let stale = || bucket.iter().position(|old| old & TICK_MASK != tick);
+        let place = same.or_else(stale).unwrap_or(WAYS - 1);
+        let displaced = bucket.get(place).is_some_and(|old| *old != 0 && old & TICK_MASK == tick);
+        bucket[..=place].rotate_right(1);
+        bucket[0] = mark;
+        self.displaced += usize::from(displaced);
+    }
+
+    /// Doubles the table and lets everything in it move to where it belongs.
+    fn grow(&mut self) {
+        let buckets = (self.applied.len() * 2).max(REMEMBERED_MIN / WAYS);
+        let old = std::mem::replace(&mut self.applied, vec![[0; WAYS]; buckets]);
+        self.displaced = 0;
+        for mark in old.into_iter().flatten().filter(|mark| *mark != 0) {
+            self.remember(mark);
         }
     }
 
@@ -110,6 +167,22 @@ mod tests {
         assert!(due.moves(Some(due.at - HOUR_MS)));
         assert!(!due.moves(Some(due.at - HOUR_MS / 2)));
         assert!(!due.moves(Some(due.at - HOUR_MS - 1)), "it does not bear the mark");
+    }
+
+    #[test]
+    fn many_profiles_ask_hardly_more_than_once_each() {
+        let mut retention = Retention::new();
+        for (profiles, asked_max) in [(10_000, 10_000), (300_000, 360_000)] {
+            let mut asked = 0;
+            for _ in 0..4 {
+                for profile in 0..profiles {
+                    let key = format!("user:{profile}");
+                    asked += usize::from(retention.due(key.as_bytes(), YEAR, HOUR_MS).is_some());
+                }
+            }
+            assert!(asked <= asked_max, "{profiles} profiles asked {asked} times");
+        }
+        assert!(retention.applied.len() * WAYS <= REMEMBERED_MAX);
     }
 
     #[test]
