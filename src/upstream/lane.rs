@@ -99,7 +99,7 @@ impl<S: Slot> Lane<S> {
 
     /// Wakes the lane if something waits. Called once per batch of a client, not per request.
     pub fn wake(&self) {
-        if self.queue.waiting.borrow().iter().any(|batch| !batch.is_empty()) {
+        if self.queue.is_filled() {
             self.queue.wake.notify_one();
         }
     }
@@ -205,6 +205,16 @@ impl<S> Queue<S> {
             Protocol::Resp3 => resp3,
         };
         std::mem::replace(slot, Batch { protocol, ..empty })
+    }
+
+    /// Tells whether anything waits.
+    pub(super) fn is_filled(&self) -> bool {
+        self.waiting.borrow().iter().any(|batch| !batch.is_empty())
+    }
+
+    /// Tells whether more than one request waits.
+    pub(super) fn is_busy(&self) -> bool {
+        self.waiting.borrow().iter().any(|batch| batch.slots.len() > 1)
     }
 
     /// Tells whether anything waits for this protocol.
