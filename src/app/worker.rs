@@ -70,16 +70,17 @@ impl Worker<'_> {
             }
             (None, address) => {
                 let lane = Lane::new();
+                let name = format!("profile-proxy:{}", journal.source());
                 let carry = lane.clone().run(
                     redis_address(address),
                     lane_config(self.config),
                     Rc::clone(&outcome),
                     Arc::clone(&self.metrics),
-                    format!("profile-proxy:{}", journal.source()),
+                    name.clone(),
                     ended.child_token(),
                 );
                 spawn_local(carry);
-                let pool = Pool::new(redis_address(address), lane_config(self.config));
+                let pool = Pool::new(redis_address(address), lane_config(self.config), name);
                 (Upstream::Redis(lane), Some(pool))
             }
         };

@@ -33,16 +33,28 @@ impl Outcome {
         bytes: &[u8],
         answer: &mut Vec<u8>,
     ) {
+        self.capture(write, notes, bytes);
+        self.answer_write(write, protocol, notes, bytes, answer);
+    }
+
+    fn capture(&mut self, write: &WriteSlot, notes: &[u8], bytes: &[u8]) {
         let now_ms = write.executed_ms.unwrap_or_else(now_ms);
-        let reply = match write.answer {
-            0 => bytes.get(..framed(bytes, 1)).unwrap_or_default(),
-            answer => bytes.get(framed(bytes, answer)..).unwrap_or_default(),
-        };
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
             Capture::Replaced | Capture::Scripted => self.replaced(write, notes, bytes),
-            _ => self.single(write, notes, bytes, reply, now_ms),
+            _ => self.single(write, notes, bytes, answer_of(write, bytes), now_ms),
         }
+    }
+
+    fn answer_write(
+        &self,
+        write: &WriteSlot,
+        protocol: Protocol,
+        notes: &[u8],
+        bytes: &[u8],
+        answer: &mut Vec<u8>,
+    ) {
+        let reply = answer_of(write, bytes);
         match write.capture {
             Capture::Guarded | Capture::GuardedFloat => {
                 self.answer_guarded(write.capture, protocol, notes, reply, answer);
@@ -61,7 +73,7 @@ impl Outcome {
         answer: &mut Vec<u8>,
     ) {
         let expected: u32 = parts.iter().map(Part::replies).sum();
-        let Some(mut elements) = elements_of(exec, expected) else {
+        let Some(elements) = elements_of(exec, expected) else {
             // EXECABORT, or an error that kept all of it from running.
             for part in parts {
                 if let Part::Write(write) = part {
@@ -70,6 +82,19 @@ impl Outcome {
             }
             return answer.extend_from_slice(exec);
         };
+        self.answer_parts(protocol, parts, notes, elements, answer, Self::capture);
+    }
+
+    /// Puts the client's reply to EXEC together; `read` takes each write with notes and replies.
+    pub(super) fn answer_parts<'n>(
+        &mut self,
+        protocol: Protocol,
+        parts: &[Part],
+        mut notes: &'n [u8],
+        mut elements: &[u8],
+        answer: &mut Vec<u8>,
+        mut read: impl FnMut(&mut Self, &WriteSlot, &'n [u8], &[u8]),
+    ) {
         ReplyWriter::new(answer, protocol).array(parts.len());
         for part in parts {
             let length: usize = framed(elements, part.replies());
@@ -77,6 +102,7 @@ impl Outcome {
             elements = rest;
             match part {
                 Part::Forward => answer.extend_from_slice(bytes),
+                Part::Answered(reply) => answer.extend_from_slice(reply),
                 Part::Refused(error) => {
                     ReplyWriter::new(answer, protocol).error(&error.to_string());
                 }
@@ -84,7 +110,8 @@ impl Outcome {
                     let (own, rest) =
                         notes.split_at_checked(write.notes as usize).unwrap_or_default();
                     notes = rest;
-                    self.write(write, protocol, own, bytes, answer);
+                    read(self, write, own, bytes);
+                    self.answer_write(write, protocol, own, bytes, answer);
                 }
             }
         }
@@ -244,7 +271,7 @@ impl Outcome {
     }
 
     /// Checks a result that could not be checked before; it stands, and is counted and logged.
-    fn check_result(&mut self) {
+    pub(super) fn check_result(&mut self) {
         let schema = Rc::clone(&self.schema);
         let encoded = std::mem::take(&mut self.change);
         if let Ok(Entry::Change(change)) = Entry::decode(&encoded)
@@ -294,9 +321,17 @@ impl Outcome {
     }
 }
 
+/// The client's reply among those that belong to a write.
+pub(super) fn answer_of<'a>(write: &WriteSlot, bytes: &'a [u8]) -> &'a [u8] {
+    match write.answer {
+        0 => bytes.get(..framed(bytes, 1)).unwrap_or_default(),
+        answer => bytes.get(framed(bytes, answer)..).unwrap_or_default(),
+    }
+}
+
 /// What a reply says of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     /// The write was applied.
     Happened,
     /// Nothing changed.
@@ -306,7 +341,8 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn of(capture: Capture, answer: &[u8]) -> Self {
+    /// Reads the reply to a write.
+    pub(super) fn of(capture: Capture, answer: &[u8]) -> Self {
         if ReplyKind::of(answer) == ReplyKind::Error {
             return Self::Nothing;
         }

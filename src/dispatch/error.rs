@@ -61,9 +61,6 @@ pub enum CommandError {
     /// A command that would remove every profile without a trace.
     #[error("ERR command '{0}' is not allowed: it would remove every profile")]
     EveryProfile(&'static str),
-    /// A transaction.
-    #[error("ERR command '{0}' needs a connection of its own, which the proxy does not give yet")]
-    NeedsConnection(&'static str),
     /// Redis's text.
     #[error("ERR MULTI calls can not be nested")]
     NestedMulti,
@@ -76,6 +73,11 @@ pub enum CommandError {
     /// A command about the connection, between MULTI and EXEC; Redis's text.
     #[error("ERR Command not allowed inside a transaction")]
     NotInTransaction,
+    /// EXEC with arguments; Redis's text.
+    #[error(
+        "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command"
+    )]
+    ExecArity,
     /// More than a transaction may queue.
     #[error("ERR the transaction is too large")]
     TransactionTooLarge,
@@ -141,7 +143,7 @@ impl CommandError {
             Self::Schema(_) => "SCHEMA",
             Self::Journal(_) => "MISCONF",
             Self::UpstreamDown => "MASTERDOWN",
-            Self::Aborted => "EXECABORT",
+            Self::Aborted | Self::ExecArity => "EXECABORT",
             _ => "ERR",
         }
     }

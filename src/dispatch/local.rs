@@ -227,7 +227,11 @@ impl Proxy {
         Ok(())
     }
 
-    fn client(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<(), CommandError> {
+    pub(super) fn client(
+        &self,
+        client: &Rc<Client>,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
         let subcommand = request.argument(1).to_ascii_lowercase();
         match (subcommand.as_slice(), request.len()) {
             (b"id", 2) => self.reply(client, |reply| reply.integer(client.id as i64)),

@@ -5,6 +5,7 @@
 //! the business of [`Outcome`]. Order per client holds because the lane has one order, the proxy's
 //! own replies take their place in it, and lane and private link never owe replies together.
 
+mod block;
 mod capture;
 mod check;
 mod client;
@@ -23,6 +24,7 @@ mod slot;
 mod transaction;
 mod write;
 
+pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::Clients;
 pub use error::{Applied, CommandError, JournalTrouble};
@@ -90,6 +92,8 @@ pub struct Proxy {
     retention: Rc<RefCell<Retention>>,
     replies: RefCell<Vec<u8>>,
     notes: RefCell<Vec<u8>>,
+    /// Takes the proxy's own replies while they are to be part of another.
+    diverted: RefCell<Option<Vec<u8>>>,
 }
 
 /// What the connection has to do before the next request.
@@ -136,6 +140,7 @@ impl Proxy {
             retention,
             replies: RefCell::default(),
             notes: RefCell::default(),
+            diverted: RefCell::default(),
         }
     }
 
@@ -193,6 +198,9 @@ impl Proxy {
     fn steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
         // What is asked for, and whether it is well formed.
         let Some(spec) = command::find(request.argument(0)) else {
+            if self.queues_unknown(client) {
+                return self.enqueue(client, request, self.check_unknown(client, request));
+            }
             return match self.goes_apart(client) {
                 true => self.run_errand(client, "unknown", Errand::default()),
                 false => self.unknown(client, request),
@@ -200,7 +208,7 @@ impl Proxy {
         };
         self.metrics.command(spec.index());
         if !spec.takes(request.len()) {
-            return Err(CommandError::WrongArity(spec.name));
+            return self.misfit(client, spec);
         }
         // Who asks.
         self.permit(client, spec)?;
@@ -268,6 +276,9 @@ impl Proxy {
 
     /// Gives a reply of the proxy's own, in its place behind what the upstream still owes.
     pub(super) fn reply(&self, client: &Rc<Client>, write: impl FnOnce(&mut ReplyWriter<'_>)) {
+        if let Some(out) = &mut *self.diverted.borrow_mut() {
+            return write(&mut ReplyWriter::new(out, client.protocol.get()));
+        }
         match &self.upstream {
             Upstream::Redis(lane) if client.in_flight() > 0 => {
                 let protocol = client.protocol.get();

@@ -42,7 +42,7 @@ pub struct Outcome {
     /// The log names the failure of the journal once.
     told_of_poison: bool,
     /// Profiles that are being read back on the link.
-    snapshots_open: usize,
+    pub(super) snapshots_open: usize,
 }
 
 impl Outcome {
@@ -109,12 +109,12 @@ impl Outcome {
     }
 
     /// Appends one reply to the client that asked.
-    fn answer(&mut self, client: &Rc<Client>, reply: &[u8]) {
+    pub(super) fn answer(&mut self, client: &Rc<Client>, reply: &[u8]) {
         self.touch(client);
         client.push(reply, 1);
     }
 
-    fn answer_error(&mut self, client: &Rc<Client>, error: &CommandError) {
+    pub(super) fn answer_error(&mut self, client: &Rc<Client>, error: &CommandError) {
         self.metrics.error(error.label());
         self.touch(client);
         let text = error.to_string();
@@ -128,7 +128,10 @@ impl Outcome {
         let mut ledger = self.ledger.borrow_mut();
         for index in 0..write.changes {
             let ticket = write.ticket + u64::from(index);
-            match (failure, Entry::decode_key(take_note(&mut own))) {
+            let key = Entry::decode_key(take_note(&mut own));
+            // Whatever expiry the policy wanted behind the write may not have been set.
+            key.inspect(|key| self.retention.borrow_mut().forget(key));
+            match (failure, key) {
                 (Failure::Unknown, Some(key)) => ledger.doubt(ticket, key),
                 _ => ledger.void(ticket),
             }
@@ -177,6 +180,13 @@ impl Receiver for Outcome {
                 // What Redis does not tell stays in doubt, and is asked for again.
                 self.snapshot(*ticket, notes.get(..*length as usize).unwrap_or_default(), bytes);
             }
+            Slot::Executed { client, looks, .. } => {
+                let answer = self.look(looks, notes, bytes);
+                client.received(count);
+                self.answer(client, answer);
+            }
+            // Whether the link was still there makes no difference.
+            Slot::Fence => {}
         }
     }
 
@@ -211,6 +221,13 @@ impl Receiver for Outcome {
                 }
                 self.answer_error(client, &error);
             }
+            // It was executed, whatever became of the looks.
+            Slot::Executed { client, looks, .. } => {
+                client.received(owed);
+                self.doubt_all(looks, notes);
+                self.answer_error(client, &CommandError::OutcomeUnknown);
+            }
+            Slot::Fence => {}
             // The doubt stays, and the next link asks again.
             Slot::Snapshot { .. } => self.snapshots_open = self.snapshots_open.saturating_sub(1),
         }

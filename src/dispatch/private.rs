@@ -10,9 +10,9 @@
 
 use std::rc::Rc;
 
-use super::{Client, CommandError, Proxy, Silence, Step, Upstream};
+use super::{Block, Client, CommandError, Proxy, Silence, Step, Upstream};
 use crate::{
-    command::{self, Local, Private, Refusal, Route, Spec},
+    command::{self, Local, Private, Refusal, Route, Spec, Transaction},
     resp::{Protocol, Request, parse_integer, push_command},
     upstream::LinkState,
 };
@@ -44,6 +44,8 @@ pub struct Hold {
     pub redirected_to: bool,
     /// `CLIENT NO-TOUCH ON`.
     pub no_touch: bool,
+    /// `WATCH`, until EXEC, DISCARD or UNWATCH.
+    pub watching: bool,
     /// The selected database, unless it is the one with the profiles.
     pub database: Option<u32>,
 }
@@ -65,7 +67,7 @@ impl Hold {
     /// Tells whether the link remembers anything that would be lost with it.
     #[must_use]
     pub fn holds(&self) -> bool {
-        let flags = self.monitor || self.tracking || self.no_touch;
+        let flags = self.monitor || self.tracking || self.no_touch || self.watching;
         flags || self.subscribes() || self.database.is_some()
     }
 }
@@ -92,6 +94,12 @@ pub enum Effect {
     NoTouch(bool),
     /// The selected database; `None` is the one with the profiles.
     Selects(Option<u32>),
+    /// Keys are watched.
+    Watches,
+    /// None are any more. The client has been answered, so the link's answer is nobody's.
+    Unwatches,
+    /// It is MULTI, commands and EXEC; nothing is watched any more.
+    Executes,
 }
 
 /// One request for the private link.
@@ -101,11 +109,13 @@ pub struct Errand {
     pub effect: Effect,
     /// What is sent in place of the client's own bytes.
     pub rewritten: Option<Vec<u8>>,
+    /// What becomes of EXEC.
+    pub block: Option<Block>,
 }
 
 impl Errand {
     fn of(effect: Effect) -> Self {
-        Self { effect, rewritten: None }
+        Self { effect, ..Self::default() }
     }
 }
 
@@ -190,6 +200,9 @@ impl Proxy {
             Route::Private(private) => Self::private(private, request),
             Route::Local(Local::Select) => self.select_apart(client, request),
             Route::Local(Local::Client) => self.client_apart(request)?,
+            Route::Transaction(Transaction::Watch) if client.session.borrow().queue.is_none() => {
+                Some(Errand::of(Effect::Watches))
+            }
             _ => None,
         };
         if errand.is_some() {
@@ -203,22 +216,28 @@ impl Proxy {
             }
             // A monitor is shown its own commands as well.
             Route::Local(Local::Ping | Local::Echo) => hold.monitor,
-            // Over the private link a SELECT between MULTI and EXEC would reach profiles unseen.
-            Route::Transaction(_) if hold.database.is_some() => {
-                return Err(CommandError::NeedsConnection(spec.name));
-            }
             Route::Transaction(_) | Route::Local(_) | Route::Refused(_) => false,
             _ if hold.monitor => true,
             _ if hold.database.is_some() => {
-                let reaches_others = matches!(spec.name, "copy" | "migrate" | "move");
-                if reaches_others && self.touches_profiles(spec, request) {
-                    return Err(CommandError::NotOnProfiles(spec.name));
-                }
+                self.check_elsewhere(spec, request)?;
                 true
             }
             _ => (hold.tracking || hold.no_touch) && !self.touches_profiles(spec, request),
         };
         Ok(follows.then(Errand::default))
+    }
+
+    /// Refuses what could reach profiles from another database.
+    pub(super) fn check_elsewhere(
+        &self,
+        spec: &Spec,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        let reaches_others = matches!(spec.name, "copy" | "migrate" | "move");
+        match reaches_others && self.touches_profiles(spec, request) {
+            true => Err(CommandError::NotOnProfiles(spec.name)),
+            false => Ok(()),
+        }
     }
 
     fn private(private: Private, request: &Request<'_>) -> Option<Errand> {
@@ -282,7 +301,7 @@ impl Proxy {
         let mut rewritten = Vec::new();
         push_command(&mut rewritten, &arguments, |_, _| {});
         let effect = Effect::Tracks(Some(target.id));
-        Ok(Errand { effect, rewritten: Some(rewritten) })
+        Ok(Errand { effect, rewritten: Some(rewritten), block: None })
     }
 }
 

@@ -59,15 +59,25 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
 
 /// Asks for the profiles of all writes in doubt.
 pub(super) fn ask(ledger: &Ledger, schema: &Schema, batch: &mut Batch<Slot>) {
-    for (ticket, key) in ledger.in_doubt() {
+    let in_doubt = ledger.in_doubt().iter();
+    ask_for(in_doubt.map(|(ticket, key)| (*ticket, key.as_slice())), schema, batch);
+}
+
+/// Asks for the profiles of some writes in doubt.
+pub(super) fn ask_for<'a>(
+    in_doubt: impl Iterator<Item = (u64, &'a [u8])>,
+    schema: &Schema,
+    batch: &mut Batch<Slot>,
+) {
+    for (ticket, key) in in_doubt {
         push_command(&mut batch.bytes, &[&b"HGETALL"[..], key], |_, _| {});
         push_command(&mut batch.bytes, &[&b"PEXPIRETIME"[..], key], |_, _| {});
         let start = batch.notes.len();
         // A kind may have left the configuration since; its changes are still recorded.
         let kind = schema.kind_of(key).map_or("", |kind| kind.name());
-        let builder = ChangeBuilder::begin(&mut batch.notes, *ticket, 0, kind, "recover", "", key);
+        let builder = ChangeBuilder::begin(&mut batch.notes, ticket, 0, kind, "recover", "", key);
         drop(builder.fields());
         let notes = (batch.notes.len() - start) as u32;
-        batch.slots.push(Slot::Snapshot { ticket: *ticket, notes });
+        batch.slots.push(Slot::Snapshot { ticket, notes });
     }
 }

@@ -7,6 +7,7 @@
 //! transaction := write for each write in it
 //! local       := the reply itself
 //! snapshot    := a change with nothing but its key
+//! executed    := length:u32 answer ( length:u32 snapshot ){looks}
 //! ```
 
 use std::rc::Rc;
@@ -41,6 +42,7 @@ pub enum Capture {
 }
 
 /// One write on its way.
+#[derive(Debug)]
 pub struct WriteSlot {
     /// The ticket of the first change; the others follow it.
     pub ticket: u64,
@@ -63,11 +65,14 @@ pub struct WriteSlot {
 }
 
 /// One command of a transaction.
+#[derive(Debug)]
 pub enum Part {
     /// Its reply passes through.
     Forward,
     /// A write that is captured.
     Write(WriteSlot),
+    /// It is not sent; this is its reply.
+    Answered(Vec<u8>),
     /// It is not sent; this is its reply.
     Refused(CommandError),
 }
@@ -78,7 +83,7 @@ impl Part {
         match self {
             Self::Forward => 1,
             Self::Write(write) => write.replies,
-            Self::Refused(_) => 0,
+            Self::Answered(_) | Self::Refused(_) => 0,
         }
     }
 }
@@ -125,6 +130,27 @@ pub enum Slot {
         /// Bytes of notes.
         notes: u32,
     },
+    /// A block was executed over a private link: HGETALL and PEXPIRETIME of each profile that it
+    /// has written, and then the client's answer.
+    Executed {
+        /// Who asked.
+        client: Rc<Client>,
+        /// What is looked at.
+        looks: Vec<Look>,
+        /// Bytes of notes.
+        notes: u32,
+    },
+    /// `CLIENT KILL` of a private link that is lost, before profiles are read back.
+    Fence,
+}
+
+/// A profile that is looked at, because a block has written it.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// The ticket of the last write to it.
+    pub ticket: u64,
+    /// The result could not be checked before.
+    pub unchecked: bool,
 }
 
 impl upstream::Slot for Slot {
@@ -135,6 +161,8 @@ impl upstream::Slot for Slot {
             Self::Write { write, .. } => write.replies,
             Self::Transaction { replies, .. } => *replies,
             Self::Snapshot { .. } => 2,
+            Self::Executed { looks, .. } => 2 * looks.len() as u32,
+            Self::Fence => 1,
         }
     }
 
@@ -144,9 +172,10 @@ impl upstream::Slot for Slot {
 
     fn note_bytes(&self) -> usize {
         match self {
-            Self::Forward { .. } => 0,
+            Self::Forward { .. } | Self::Fence => 0,
             Self::Local { notes, .. }
             | Self::Snapshot { notes, .. }
+            | Self::Executed { notes, .. }
             | Self::Transaction { notes, .. } => *notes as usize,
             Self::Write { write, .. } => write.notes as usize,
         }

@@ -3,21 +3,35 @@
 //! On the lane the piece is `MULTI`, the commands with what their capture needs, `EXEC`. Nobody
 //! else's commands come in between, so a transaction without WATCH costs one block on the shared
 //! link and no connection of its own. The client's reply is put together from the elements of
-//! EXEC's reply, without those that only the proxy has asked for.
+//! EXEC's reply, without those that only the proxy has asked for. A client that watches keys, or has
+//! selected another database, has a private link, and the piece goes over that (`block.rs`).
 //!
 //! What is wrong with a command is said when it is queued, and `EXECABORT` follows, as in Redis.
 
 use std::rc::Rc;
 
-use super::{Client, CommandError, Proxy, Slot, Step, Upstream, slot::Part, write::has_pairs};
+use super::{
+    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, slot::Part, write::has_pairs,
+};
 use crate::{
     command::{self, Local, Route, Spec, Transaction},
     resp::{Limits, Request, Scanner},
-    upstream::{Lane, LinkState},
+    upstream::{Batch, Lane, LinkState},
 };
 
 /// Bytes that one transaction may queue.
 const QUEUED_BYTES_MAX: usize = 256 << 20;
+
+/// What CLIENT is asked inside a transaction, with arities as in the command table.
+const CLIENT: &[(&str, i16)] = &[
+    ("client|getname", 2),
+    ("client|getredir", 2),
+    ("client|id", 2),
+    ("client|info", 2),
+    ("client|list", -2),
+    ("client|setinfo", 4),
+    ("client|setname", 3),
+];
 
 /// The commands between MULTI and EXEC.
 #[derive(Debug, Default)]
@@ -37,6 +51,11 @@ impl Proxy {
         command: Transaction,
         spec: &'static Spec,
     ) -> Result<Step, CommandError> {
+        let hold = client.hold.get();
+        let apart = hold.watching || hold.database.is_some();
+        if apart && command == Transaction::Exec && client.in_flight() > 0 {
+            return Ok(Step::Drain);
+        }
         let queue = client.session.borrow_mut().queue.take();
         match (command, queue) {
             (Transaction::Multi, None) => {
@@ -47,8 +66,21 @@ impl Proxy {
                 client.session.borrow_mut().queue = queue;
                 return Err(CommandError::NestedMulti);
             }
-            (Transaction::Discard, Some(_)) => self.reply(client, |reply| reply.ok()),
-            (Transaction::Exec, Some(queue)) if queue.aborted => return Err(CommandError::Aborted),
+            (Transaction::Discard, Some(_)) => {
+                self.reply(client, |reply| reply.ok());
+                return Ok(Self::unwatch(client));
+            }
+            (Transaction::Exec, Some(queue)) if queue.aborted => {
+                self.refuse(client, &CommandError::Aborted);
+                return Ok(Self::unwatch(client));
+            }
+            (Transaction::Exec, Some(queue)) if apart => match self.block(client, &queue) {
+                Ok(errand) => return Ok(Step::Private(errand)),
+                Err(error) => {
+                    self.refuse(client, &error);
+                    return Ok(Self::unwatch(client));
+                }
+            },
             (Transaction::Exec, Some(queue)) => self.exec(client, &queue)?,
             (Transaction::Exec | Transaction::Discard, None) => {
                 return Err(CommandError::WithoutMulti(spec.name));
@@ -57,14 +89,38 @@ impl Proxy {
                 client.session.borrow_mut().queue = queue;
                 return Err(CommandError::WatchInMulti);
             }
-            (Transaction::Watch, None) => return Err(CommandError::NeedsConnection(spec.name)),
-            // Nothing is ever watched on the lane.
+            (Transaction::Watch, None) => return Err(CommandError::NeedsUpstream(spec.name)),
             (Transaction::Unwatch, queue) => {
                 client.session.borrow_mut().queue = queue;
                 self.reply(client, |reply| reply.ok());
+                return Ok(Self::unwatch(client));
             }
         }
         Ok(Step::Next)
+    }
+
+    /// A wrong number of arguments. That of EXEC discards the transaction, as in Redis.
+    pub(super) fn misfit(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+    ) -> Result<Step, CommandError> {
+        if spec.route != Route::Transaction(Transaction::Exec) {
+            return Err(CommandError::WrongArity(spec.name));
+        }
+        client.session.borrow_mut().queue = None;
+        self.refuse(client, &CommandError::ExecArity);
+        Ok(Self::unwatch(client))
+    }
+
+    /// Lets go what is watched, if anything is; the client has its answer already.
+    fn unwatch(client: &Client) -> Step {
+        if !client.hold.get().watching {
+            return Step::Next;
+        }
+        client.note(|hold| hold.watching = false);
+        let rewritten = Some(b"*1\r\n$7\r\nUNWATCH\r\n".to_vec());
+        Step::Private(Errand { effect: Effect::Unwatches, rewritten, block: None })
     }
 
     /// Tells whether a command is queued now instead of being run.
@@ -84,7 +140,36 @@ impl Proxy {
         spec: &'static Spec,
         request: &Request<'_>,
     ) -> Result<Step, CommandError> {
-        let verdict = self.check_queued(spec, request);
+        self.enqueue(client, request, self.check_queued(client, spec, request))
+    }
+
+    /// Tells whether a command that the table does not know is queued. Redis finds out whether it
+    /// knows it when the transaction is sent, and aborts it if not.
+    pub(super) fn queues_unknown(&self, client: &Client) -> bool {
+        client.session.borrow().queue.is_some() && self.goes_apart(client)
+    }
+
+    /// In another database there are no profiles that it could be about.
+    pub(super) fn check_unknown(
+        &self,
+        client: &Client,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        let elsewhere = client.hold.get().database.is_some();
+        let is_profile = |argument| self.schema.kind_of(argument).is_some();
+        match !elsewhere && request.arguments(1).any(is_profile) {
+            true => Err(CommandError::UnknownOnProfiles),
+            false => Ok(()),
+        }
+    }
+
+    /// Queues a request unless there is something wrong with it.
+    pub(super) fn enqueue(
+        &self,
+        client: &Rc<Client>,
+        request: &Request<'_>,
+        verdict: Result<(), CommandError>,
+    ) -> Result<Step, CommandError> {
         let mut session = client.session.borrow_mut();
         let Some(queue) = &mut session.queue else { return Ok(Step::Next) };
         if queue.bytes.len() + request.bytes().len() > QUEUED_BYTES_MAX {
@@ -109,12 +194,21 @@ impl Proxy {
         }
     }
 
-    fn check_queued(&self, spec: &'static Spec, request: &Request<'_>) -> Result<(), CommandError> {
+    fn check_queued(
+        &self,
+        client: &Client,
+        spec: &'static Spec,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        let elsewhere = client.hold.get().database.is_some();
         match spec.route {
             Route::Local(Local::Ping | Local::Echo) | Route::Transaction(Transaction::Unwatch) => {
                 Ok(())
             }
+            Route::Local(Local::Client) => check_client(request),
             Route::Local(_) | Route::Transaction(_) => Err(CommandError::NotInTransaction),
+            Route::Profile(_) | Route::Forward if elsewhere => self.check_elsewhere(spec, request),
+            Route::Refused(_) if elsewhere && spec.name == "flushdb" => Ok(()),
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) if has_pairs(write, request) => {
                     self.check(kind, write, request)?;
@@ -128,6 +222,7 @@ impl Proxy {
             Route::Private(_) if spec.access == command::Access::Neither => {
                 Err(CommandError::NotInTransaction)
             }
+            Route::Private(_) if elsewhere => Ok(()),
             Route::Forward | Route::Private(_) => self.check_forward(spec, request),
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
@@ -155,27 +250,7 @@ impl Proxy {
         self.ledger.borrow().room().map_err(CommandError::Journal)?;
         lane.submit(client.protocol.get(), |batch| {
             let notes_from = batch.notes.len();
-            let mut parts = Vec::with_capacity(queue.count);
-            batch.bytes.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
-            queue.for_each(|spec, request| {
-                let plan = match spec.route {
-                    Route::Profile(write) if has_pairs(write, request) => self
-                        .profile_of(spec, request)
-                        .map(|kind| self.plan(spec, write, request, kind)),
-                    _ => None,
-                };
-                parts.push(match plan {
-                    Some(Ok(plan)) => Part::Write(self.encode(client, &plan, batch)),
-                    // It was allowed when it was queued; whatever has changed since, a write to a
-                    // profile never goes out unless it is captured.
-                    Some(Err(error)) => Part::Refused(error),
-                    None => {
-                        batch.bytes.extend_from_slice(request.bytes());
-                        Part::Forward
-                    }
-                });
-            });
-            batch.bytes.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+            let parts = self.encode_queue(client, queue, batch, false);
             let replies = 2 + parts.iter().map(Part::replies).sum::<u32>();
             client.expect(replies);
             let notes = (batch.notes.len() - notes_from) as u32;
@@ -185,11 +260,71 @@ impl Proxy {
         Ok(())
     }
 
+    /// Adds MULTI, the commands with what their capture needs, and EXEC to a batch.
+    pub(super) fn encode_queue(
+        &self,
+        client: &Rc<Client>,
+        queue: &Queue,
+        batch: &mut Batch<Slot>,
+        apart: bool,
+    ) -> Vec<Part> {
+        let mut parts = Vec::with_capacity(queue.count);
+        batch.bytes.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+        queue.for_each(|spec, request| {
+            parts.push(self.encode_queued(client, spec, request, batch, apart));
+        });
+        batch.bytes.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+        parts
+    }
+
+    /// Adds one command of a transaction to a batch.
+    fn encode_queued(
+        &self,
+        client: &Rc<Client>,
+        spec: Option<&'static Spec>,
+        request: &Request<'_>,
+        batch: &mut Batch<Slot>,
+        apart: bool,
+    ) -> Part {
+        let elsewhere = client.hold.get().database.is_some();
+        let plan = match spec.map(|spec| (spec, spec.route)) {
+            Some((_, Route::Local(Local::Client))) => return self.client_part(client, request),
+            Some((spec, Route::Profile(write))) if !elsewhere && has_pairs(write, request) => {
+                self.profile_of(spec, request).map(|kind| self.plan(spec, write, request, kind))
+            }
+            _ => None,
+        };
+        match plan {
+            Some(Ok(plan)) if apart => Part::Write(self.encode(client, &plan.apart(), batch)),
+            Some(Ok(plan)) => Part::Write(self.encode(client, &plan, batch)),
+            // It was allowed when it was queued; whatever has changed since, a write to a profile
+            // never goes out unless it is captured.
+            Some(Err(error)) => Part::Refused(error),
+            None => {
+                batch.bytes.extend_from_slice(request.bytes());
+                Part::Forward
+            }
+        }
+    }
+
+    /// CLIENT is answered when the transaction is sent; its reply keeps its place among the others.
+    fn client_part(&self, client: &Rc<Client>, request: &Request<'_>) -> Part {
+        self.diverted.replace(Some(Vec::new()));
+        let result = self.client(client, request);
+        let reply = self.diverted.take().unwrap_or_default();
+        match result {
+            Ok(()) => Part::Answered(reply),
+            Err(error) => Part::Refused(error),
+        }
+    }
+
     /// On the embedded store nothing can come in between anyway: the commands run one by one, and
     /// their replies become the elements of one.
     fn exec_embedded(&self, client: &Rc<Client>, queue: &Queue) {
         self.outcome.borrow_mut().begin_array(client, queue.count);
         queue.for_each(|spec, request| {
+            // What the store does not know is never queued.
+            let Some(spec) = spec else { return };
             if let Err(error) = self.carry(client, spec, request) {
                 self.refuse(client, &error);
             }
@@ -198,17 +333,31 @@ impl Proxy {
     }
 }
 
+/// Lets those subcommands pass that ask for or note something; the others change what replies come.
+fn check_client(request: &Request<'_>) -> Result<(), CommandError> {
+    let is_meant = |name: &str| {
+        let member = name.strip_prefix("client|").unwrap_or(name);
+        member.as_bytes().eq_ignore_ascii_case(request.argument(1))
+    };
+    let found = CLIENT.iter().find(|(name, _)| is_meant(name));
+    let &(name, arity) = found.ok_or(CommandError::NotInTransaction)?;
+    let least = usize::from(arity.unsigned_abs());
+    match request.len() < least || arity > 0 && request.len() != least {
+        true => Err(CommandError::WrongArity(name)),
+        false => Ok(()),
+    }
+}
+
 impl Queue {
-    /// Goes through the commands again; they were whole and known when they were queued.
-    fn for_each(&self, mut run: impl FnMut(&'static Spec, &Request<'_>)) {
+    /// Goes through the commands again; they were whole when they were queued. One that the table
+    /// does not know was found to be harmless.
+    fn for_each(&self, mut run: impl FnMut(Option<&'static Spec>, &Request<'_>)) {
         let mut scanner = Scanner::new(Limits::default());
         let mut rest = self.bytes.as_slice();
         while let Ok(Some(length)) = scanner.scan(rest) {
             let (bytes, after) = rest.split_at_checked(length).unwrap_or_default();
             let request = scanner.request(bytes);
-            if let Some(spec) = command::find(request.argument(0)) {
-                run(spec, &request);
-            }
+            run(command::find(request.argument(0)), &request);
             rest = after;
         }
     }

@@ -9,7 +9,8 @@
 //! RENAME, EVAL and their kin  the request, HGETALL and PEXPIRETIME for each profile
 //! ```
 //!
-//! All of it goes over the lane in one piece, so what is read is what the write has left.
+//! All of it goes over the lane in one piece, so what is read is what the write has left. Over a
+//! private link nothing is read behind the write, because others write over the lane meanwhile.
 
 use std::{cell::RefMut, collections::HashSet, rc::Rc};
 
@@ -47,6 +48,15 @@ pub(super) struct Plan<'a> {
     guard: Guard,
     /// The expiry that retention asks for.
     retain: Option<Due>,
+    /// It goes over a private link, and its outcome will be read from the profiles themselves.
+    apart: bool,
+}
+
+impl Plan<'_> {
+    /// The same write over a private link.
+    pub(super) fn apart(self) -> Self {
+        Self { apart: true, ..self }
+    }
 }
 
 impl Proxy {
@@ -104,7 +114,7 @@ impl Proxy {
             }
             _ => Vec::new(),
         };
-        Ok(Plan { spec, request, kind, key, profiles, capture, guard, retain })
+        Ok(Plan { spec, request, kind, key, profiles, capture, guard, retain, apart: false })
     }
 
     fn retain(
@@ -167,6 +177,7 @@ impl Proxy {
         }
         let mut replies = answer + 1;
         match plan.capture {
+            _ if plan.apart => {}
             Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
             Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
             Capture::Replaced | Capture::Scripted => {
@@ -327,6 +338,9 @@ pub(super) fn has_pairs(write: ProfileWrite, request: &Request<'_>) -> bool {
 /// Writes the part of a change that the request alone tells.
 fn fill(mut change: ChangeBuilder<'_>, plan: &Plan<'_>) {
     let Route::Profile(write) = plan.spec.route else { return };
+    if plan.apart {
+        return drop(change.fields());
+    }
     match write {
         ProfileWrite::Delete => {
             change.deleted();

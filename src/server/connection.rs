@@ -317,7 +317,7 @@ impl Connection {
                     },
                     Step::Private(errand) => {
                         if let Some(private) = &mut self.private {
-                            private.send(request.bytes(), &errand);
+                            private.send(proxy, request.bytes(), errand);
                         }
                     }
                     Step::Drain => return (used, Pause::Replies(Wanted::Drained)),

@@ -6,14 +6,15 @@
 //! ```text
 //! a request           one reply
 //! SUBSCRIBE and kin   any number of replies, then the answer to a PING of ours
+//! MULTI ... EXEC      one reply that dispatch reads, behind those to MULTI and to each command
 //! unasked             RESP3: pushes; RESP2: messages while subscribed; lines of MONITOR
 //! ```
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{collections::VecDeque, iter::repeat_n, rc::Rc};
 
 use crate::{
-    dispatch::{Client, CommandError, Effect, Errand, Hold},
-    resp::{Protocol, ReplyKind, ReplyWriter, parse_integer},
+    dispatch::{Block, Client, CommandError, Effect, Errand, Hold, Proxy},
+    resp::{Protocol, ReplyKind, ReplyWriter, parse_integer, push_command},
     upstream::{Pool, PrivateLink, UpstreamError},
 };
 
@@ -27,6 +28,8 @@ const FENCE_REPLY_SUBSCRIBED: &[u8] = b"*2\r\n$4\r\npong\r\n$19\r\nprofile-proxy
 enum Expected {
     /// The answer to a request of the proxy's own.
     Own,
+    /// The same, and an error is as good as any other.
+    Ignored,
     /// The answer to a request of the client.
     Reply(Effect),
     /// Confirmations of the client's subscriptions, up to the fence.
@@ -39,6 +42,24 @@ pub(super) struct Private {
     link: PrivateLink,
     expected: VecDeque<Expected>,
     protocol: Protocol,
+    /// The link bears the name of the lane.
+    named: bool,
+    awaited: Option<Awaited>,
+}
+
+/// A block whose EXEC has not been answered. If it never is, dispatch has to know.
+struct Awaited {
+    proxy: Rc<Proxy>,
+    link_id: u64,
+    block: Option<Block>,
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if let Some(block) = &self.block {
+            self.proxy.lost(block, self.link_id);
+        }
+    }
 }
 
 impl Private {
@@ -51,7 +72,8 @@ impl Private {
         client.note(|hold| *hold = Hold { linked: true, link_id: link.id(), ..Hold::default() });
         let expected = VecDeque::new();
         let protocol = Protocol::Resp2;
-        let mut private = Self { client: Rc::clone(client), link, expected, protocol };
+        let client = Rc::clone(client);
+        let mut private = Self { client, link, expected, protocol, named: false, awaited: None };
         private.speak();
         Ok(private)
     }
@@ -70,7 +92,17 @@ impl Private {
     }
 
     /// Puts a request on the link.
-    pub(super) fn send(&mut self, request: &[u8], errand: &Errand) {
+    pub(super) fn send(&mut self, proxy: &Rc<Proxy>, request: &[u8], errand: Errand) {
+        if errand.effect == Effect::Watches {
+            self.take_name(proxy);
+        }
+        if let Some(block) = errand.block {
+            self.expected.push_back(Expected::Own);
+            self.expected.extend(repeat_n(Expected::Ignored, block.queued() as usize));
+            self.client.note(|hold| hold.watching = false);
+            let (proxy, link_id) = (Rc::clone(proxy), self.link.id());
+            self.awaited = Some(Awaited { proxy, link_id, block: Some(block) });
+        }
         // WAIT is about the last write that its connection has seen, and the client's writes may
         // have gone over the lane; any command brings the link up to date.
         if errand.effect == Effect::Waits {
@@ -83,9 +115,22 @@ impl Private {
                 self.link.push(FENCE);
                 Expected::Fence
             }
+            Effect::Unwatches => Expected::Own,
             effect => Expected::Reply(effect),
         });
         self.client.note(|hold| count(hold, &self.expected));
+    }
+
+    /// Takes the name of the lane, so that a lane of a later process ends this link before it reads
+    /// what the link's last block has done. It is in force when WATCH is answered, so before EXEC.
+    fn take_name(&mut self, proxy: &Proxy) {
+        if let Some(pool) = proxy.pool.as_ref().filter(|_| !self.named) {
+            let mut request = Vec::new();
+            push_command(&mut request, &["CLIENT", "SETNAME", pool.name()], |_, _| {});
+            self.link.push(&request);
+            self.expected.push_back(Expected::Ignored);
+            self.named = true;
+        }
     }
 
     /// Writes what waits to be written, as far as the socket takes it.
@@ -100,9 +145,16 @@ impl Private {
 
     /// Hands what was received to the client.
     pub(super) fn hand_over(&mut self) -> Result<(), UpstreamError> {
-        let Self { client, link, expected, .. } = self;
-        let result = link.hand_over(|reply| deliver(client, expected, reply));
+        let Self { client, link, expected, awaited, .. } = self;
+        let mut exec = None;
+        let result = link.hand_over(|reply| deliver(client, expected, &mut exec, reply));
         client.note(|hold| count(hold, expected));
+        if let Some(exec) = exec
+            && let Some(mut awaited) = awaited.take()
+            && let Some(block) = awaited.block.take()
+        {
+            awaited.proxy.executed(client, &block, &exec);
+        }
         client.flush();
         result
     }
@@ -156,9 +208,11 @@ impl Private {
 fn count(hold: &mut Hold, expected: &VecDeque<Expected>) {
     (hold.owed, hold.unsettled, hold.blocking) = (0, 0, 0);
     for one in expected {
-        hold.owed += u32::from(*one != Expected::Own);
+        hold.owed += u32::from(!matches!(one, Expected::Own | Expected::Ignored));
         match one {
-            Expected::Own | Expected::Reply(Effect::Nothing | Effect::TellsTracking) => {}
+            Expected::Own
+            | Expected::Ignored
+            | Expected::Reply(Effect::Nothing | Effect::TellsTracking) => {}
             Expected::Reply(Effect::Blocks | Effect::Waits) => hold.blocking += 1,
             _ => hold.unsettled += 1,
         }
@@ -169,6 +223,7 @@ fn count(hold: &mut Hold, expected: &VecDeque<Expected>) {
 fn deliver(
     client: &Client,
     expected: &mut VecDeque<Expected>,
+    exec: &mut Option<Vec<u8>>,
     reply: &[u8],
 ) -> Result<(), UpstreamError> {
     let front = expected.front().copied();
@@ -190,6 +245,8 @@ fn deliver(
         return Ok(());
     }
     match expected.pop_front() {
+        Some(Expected::Ignored) => {}
+        Some(Expected::Reply(Effect::Executes)) => *exec = Some(reply.to_vec()),
         Some(Expected::Own) if ReplyKind::of(reply) != ReplyKind::Error => {}
         None | Some(Expected::Own | Expected::Fence) => return Err(UpstreamError::StrayReply),
         Some(Expected::Reply(Effect::TellsTracking)) => {
@@ -214,6 +271,7 @@ fn apply(hold: &mut Hold, effect: Effect) {
         }
         Effect::NoTouch(on) => hold.no_touch = on,
         Effect::Selects(database) => hold.database = database,
+        Effect::Watches => hold.watching = true,
         _ => {}
     }
 }

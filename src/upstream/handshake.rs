@@ -1,7 +1,8 @@
 //! The start of a link: who we are, what Redis is, and no older lane of ours left behind.
 //!
-//! The lane and the private links log in alike. Only the lane takes a name and ends older
-//! connections of that name; a private link never carries it, so no lane ends one.
+//! The lane and the private links log in alike. The lane takes a name and ends older connections of
+//! that name. A private link takes it too before it may write to profiles, and so is ended when a
+//! new lane is about to read what was written; `RESET` takes the name away again.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -29,6 +29,7 @@ pub struct Pool {
 struct Shared {
     address: RedisAddress,
     config: Config,
+    name: String,
     /// The longest idle first.
     idle: RefCell<Vec<(Instant, PrivateLink)>>,
     taken: Rc<Cell<usize>>,
@@ -36,13 +37,14 @@ struct Shared {
 }
 
 impl Pool {
-    /// Makes a pool without links.
+    /// Makes a pool without links, beside the lane of this name.
     #[must_use]
-    pub fn new(address: RedisAddress, config: Config) -> Self {
+    pub fn new(address: RedisAddress, config: Config, name: String) -> Self {
         Self {
             shared: Rc::new(Shared {
                 address,
                 config,
+                name,
                 idle: RefCell::default(),
                 taken: Rc::default(),
                 sweeping: Cell::new(false),
@@ -55,6 +57,12 @@ impl Pool {
     #[must_use]
     pub fn database(&self) -> u32 {
         self.shared.address.database
+    }
+
+    /// Returns the name of the lane: a link that takes it is ended by the next lane.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
     }
 
     /// Takes an idle link, or makes one. It speaks RESP2.
