@@ -26,3 +26,5 @@ mod support_works;
 mod tidy;
 mod transactions;
 mod upstream_loss;
+mod watch;
+mod watch_faults;

@@ -15,11 +15,11 @@ const BOUND: Duration = Duration::from_secs(10);
 const OK: &str = "+OK\r\n";
 
 /// A proxy before a real Redis, with the default database file.
-fn setup() -> Setup {
+pub(crate) fn setup() -> Setup {
     setup_with(Proxy::options())
 }
 
-fn setup_with(options: ProxyOptions) -> Setup {
+pub(crate) fn setup_with(options: ProxyOptions) -> Setup {
     let redis = Redis::start();
     let proxy = options.upstream(redis.url()).start();
     let setup = Setup { proxy, redis: Some(redis), postgres: None };
@@ -29,7 +29,7 @@ fn setup_with(options: ProxyOptions) -> Setup {
 
 /// Runs `talk` on a Redis alone and through the proxy; each reply must be the same, byte by byte.
 #[track_caller]
-fn same_on_both(talk: impl Fn(&mut Talk)) {
+pub(crate) fn same_on_both(talk: impl Fn(&mut Talk)) {
     let (alone, setup) = (Redis::start(), setup());
     let mut expected = Talk::new(alone.address());
     talk(&mut expected);
@@ -42,9 +42,9 @@ fn same_on_both(talk: impl Fn(&mut Talk)) {
 }
 
 /// Some connections to one address, and all that was answered on them.
-struct Talk {
+pub(crate) struct Talk {
     address: String,
-    clients: Vec<Client>,
+    pub(crate) clients: Vec<Client>,
     replies: Vec<(String, Vec<u8>)>,
 }
 
@@ -54,23 +54,23 @@ impl Talk {
         Talk { address, clients, replies: Vec::new() }
     }
 
-    fn send(&mut self, client: usize, line: &str) {
+    pub(crate) fn send(&mut self, client: usize, line: &str) {
         self.clients[client].send(words(line));
     }
 
     /// Keeps the next reply of a client.
-    fn hear(&mut self, client: usize, what: &str) {
+    pub(crate) fn hear(&mut self, client: usize, what: &str) {
         let bytes = self.clients[client].reply_bytes();
         self.replies.push((format!("{client}: {what}"), bytes));
     }
 
     /// Sends one command and keeps its reply.
-    fn ask(&mut self, client: usize, line: &str) {
+    pub(crate) fn ask(&mut self, client: usize, line: &str) {
         self.ask_for(client, line, 1);
     }
 
     /// Sends one command and keeps its replies.
-    fn ask_for(&mut self, client: usize, line: &str, replies: usize) {
+    pub(crate) fn ask_for(&mut self, client: usize, line: &str, replies: usize) {
         self.send(client, line);
         (0..replies).for_each(|_| self.hear(client, line));
     }
@@ -87,11 +87,11 @@ fn wait_for_blocked(client: &mut Client, count: usize) {
     });
 }
 
-fn words(line: &str) -> Vec<u8> {
+pub(crate) fn words(line: &str) -> Vec<u8> {
     encode(&line.split_whitespace().collect::<Vec<_>>())
 }
 
-fn info(client: &mut Client, name: &str) -> u64 {
+pub(crate) fn info(client: &mut Client, name: &str) -> u64 {
     let reply = client.command(&["INFO"]);
     let text = String::from_utf8_lossy(reply.bytes()).into_owned();
     let line =

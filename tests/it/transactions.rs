@@ -84,7 +84,7 @@ on_both_setups!(a_refusal_when_queueing_discards_the_transaction);
 fn a_refusal_when_queueing_discards_the_transaction(setup: Setup) {
     let mut client = setup.proxy.client();
     let aborted = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
-    for refused in ["HSET user:1 login_count -1", "SET user:1 x", "AUTH x", "CLIENT ID"] {
+    for refused in ["HSET user:1 login_count -1", "SET user:1 x", "AUTH x", "CLIENT REPLY OFF"] {
         client.assert_reply("MULTI", b"+OK\r\n");
         client.assert_reply("HSET user:1 username x", b"+QUEUED\r\n");
         let words: Vec<&str> = refused.split(' ').collect();

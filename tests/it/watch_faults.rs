@@ -1,0 +1,234 @@
+//! What becomes of a watched transaction when a link or a process dies at each of its steps.
+
+use std::time::Duration;
+
+use crate::private::{setup_with, words};
+use crate::support::client::{Client, Reply};
+use crate::support::fake_upstream::{FakeLink, FakeUpstream};
+use crate::support::proxy::{Proxy, ProxyOptions};
+use crate::support::setup::Setup;
+use crate::support::wait_until;
+
+const BOUND: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
+const UNKNOWN: &str = "ERR the connection to the upstream was lost, outcome unknown";
+const CONFIG: &str = r#"
+upstream_timeout = "2s"
+[[profile]]
+name = "user"
+key = "user:{id}"
+unknown_fields = "allow"
+"#;
+
+/// A scripted upstream, the lane, and a client whose EXEC is on its way over a private link.
+struct Scene {
+    upstream: FakeUpstream,
+    lane: FakeLink,
+    link: FakeLink,
+    setup: Setup,
+    client: Client,
+}
+
+impl Scene {
+    fn new(options: ProxyOptions) -> Scene {
+        let mut scene = Scene::with_a_reply_unread(options);
+        assert_eq!(scene.client.reply(), Reply::Simple("QUEUED".into()));
+        scene
+    }
+
+    fn with_a_reply_unread(options: ProxyOptions) -> Scene {
+        let upstream = FakeUpstream::start();
+        let (proxy, lane) = upstream.start_proxy(options.config(CONFIG));
+        let setup = Setup { proxy, redis: None, postgres: None };
+        setup.wait_for_tables();
+        let mut client = setup.proxy.client();
+        client.send(words("WATCH user:1"));
+        let mut link = upstream.accept_silently();
+        link.expect("CLIENT ID");
+        link.reply(":9\r\n");
+        // The name is in force before anything that could be executed later.
+        assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
+        link.expect("WATCH user:1");
+        link.reply("+OK\r\n+OK\r\n");
+        assert_eq!(client.reply(), Reply::Simple("OK".into()));
+        for line in ["MULTI", "HSET user:1 a 1", "DEL user:2"] {
+            client.send(words(line));
+            client.reply();
+        }
+        client.send([words("HINCRBY user:1 a 1"), words("EXEC")].concat());
+        for line in ["MULTI", "HSET user:1 a 1", "DEL user:2", "HINCRBY user:1 a 1", "EXEC"] {
+            link.expect(line);
+        }
+        Scene { upstream, lane, link, setup, client }
+    }
+}
+
+/// The replies to a block that is executed.
+const EXECUTED: &str = "+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n*3\r\n:1\r\n:1\r\n:2\r\n";
+
+fn wait_for_doubts(setup: &Setup, count: f64) {
+    wait_until("the number of writes in doubt", BOUND, || {
+        let doubts = setup.proxy.metrics().sum("profile_proxy_in_doubt_changes", &[]);
+        ((doubts - count).abs() < 0.5).then_some(())
+    });
+}
+
+fn assert_recorded(setup: &Setup, commands: &[&str]) {
+    setup.wait_for_history(commands.len() as u64);
+    let rows: Vec<String> = setup.history().into_iter().map(|row| row.command).collect();
+    assert_eq!(rows, commands);
+    let profiles = setup.database_profiles();
+    let fields = profiles.get("user:1").expect("the profile");
+    assert_eq!(fields.get(b"a".as_slice()).map(Vec::as_slice), Some(b"2".as_slice()));
+    assert!(!profiles.contains_key("user:2"));
+}
+
+/// Reads both profiles back, as often as there are tickets for them.
+fn read_back(lane: &mut FakeLink, keys: &[&str]) {
+    for key in keys {
+        lane.expect(&format!("HGETALL {key}"));
+        lane.expect(&format!("PEXPIRETIME {key}"));
+        lane.reply(match *key {
+            "user:1" => "*2\r\n$1\r\na\r\n$1\r\n2\r\n:-1\r\n",
+            _ => "*0\r\n:-2\r\n",
+        });
+    }
+}
+
+#[test]
+fn the_answer_to_exec_waits_for_its_record() {
+    let Scene { mut lane, mut link, setup, mut client, .. } = Scene::new(Proxy::options());
+    lane.assert_quiet(PAUSE);
+    link.reply(EXECUTED);
+    for line in ["HGETALL user:1", "PEXPIRETIME user:1", "HGETALL user:2", "PEXPIRETIME user:2"] {
+        lane.expect(line);
+    }
+    // Another command of the client waits behind it.
+    client.send(words("PING"));
+    lane.reply("*2\r\n$1\r\na\r\n$1\r\n2\r\n:-1\r\n*0\r\n");
+    std::thread::sleep(PAUSE);
+    assert_eq!(setup.history_count(), 0);
+    lane.reply(":-2\r\n");
+    assert_eq!(client.reply().items().len(), 3);
+    assert_eq!(client.reply(), Reply::Simple("PONG".into()));
+    assert_recorded(&setup, &["HINCRBY", "DEL"]);
+}
+
+#[test]
+fn a_lost_private_link_is_ended_at_redis_before_its_profiles_are_read_back() {
+    let Scene { mut lane, link, setup, mut client, .. } = Scene::new(Proxy::options());
+    link.close();
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    lane.expect("CLIENT KILL ID 9");
+    lane.reply(":1\r\n");
+    read_back(&mut lane, &["user:1", "user:2", "user:1"]);
+    wait_for_doubts(&setup, 0.0);
+    assert_recorded(&setup, &["RECOVER", "RECOVER", "RECOVER"]);
+    // The client goes on: nothing is watched any more.
+    client.assert_reply("PING", "+PONG\r\n");
+}
+
+#[test]
+fn a_client_that_breaks_off_in_the_middle_of_exec_leaves_no_doubt() {
+    let scene = Scene::with_a_reply_unread(Proxy::options());
+    let Scene { mut lane, mut link, setup, client, .. } = scene;
+    // With a reply unread the end is a reset, not the word that no more will be asked.
+    drop(client);
+    assert_eq!(link.read_to_close(), b"");
+    lane.expect("CLIENT KILL ID 9");
+    lane.reply(":1\r\n");
+    read_back(&mut lane, &["user:1", "user:2", "user:1"]);
+    wait_for_doubts(&setup, 0.0);
+    assert_recorded(&setup, &["RECOVER", "RECOVER", "RECOVER"]);
+}
+
+#[test]
+fn a_lane_that_is_lost_behind_exec_leaves_the_outcome_unknown_and_reads_it_back() {
+    let options = Proxy::options().expects_log("lost the upstream");
+    let Scene { upstream, mut lane, mut link, setup, mut client } = Scene::new(options);
+    link.reply(EXECUTED);
+    lane.expect("HGETALL user:1");
+    lane.close();
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    let mut fresh = upstream.accept();
+    // In the order of the tickets: the write to the second profile came before the last of all.
+    read_back(&mut fresh, &["user:2", "user:1"]);
+    wait_for_doubts(&setup, 0.0);
+    assert_recorded(&setup, &["RECOVER", "RECOVER"]);
+}
+
+#[test]
+fn an_exec_that_is_answered_while_the_lane_is_down_is_read_back() {
+    let options = Proxy::options().expects_log("lost the upstream");
+    let Scene { upstream, lane, mut link, setup, mut client } = Scene::new(options);
+    lane.close();
+    wait_until("the loss of the lane", BOUND, || {
+        let up = setup.proxy.metrics().sum("profile_proxy_upstream_up", &[]);
+        (up < 0.5).then_some(())
+    });
+    link.reply(EXECUTED);
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    let mut fresh = upstream.accept();
+    read_back(&mut fresh, &["user:2", "user:1"]);
+    wait_for_doubts(&setup, 0.0);
+    assert_recorded(&setup, &["RECOVER", "RECOVER"]);
+}
+
+#[test]
+fn a_killed_proxy_reads_back_what_exec_may_have_done() {
+    let Scene { upstream, lane, link, mut setup, client } =
+        Scene::new(Proxy::options().allows_log("lost the upstream"));
+    setup.proxy.kill_9();
+    drop((lane, link, client));
+    let mut lane = std::thread::scope(|scope| {
+        let lane = scope.spawn(|| {
+            let mut lane = upstream.accept();
+            read_back(&mut lane, &["user:1", "user:2", "user:1"]);
+            lane
+        });
+        setup.proxy.restart();
+        lane.join().expect("the proxy connects")
+    });
+    setup.wait_for_history(3);
+    lane.assert_quiet(PAUSE);
+}
+
+#[test]
+fn nothing_happened_when_exec_answers_nil_or_aborts() {
+    for answer in ["*-1\r\n", "-EXECABORT Transaction discarded because of previous errors.\r\n"] {
+        let mut scene = Scene::new(Proxy::options().allows_log("lost the upstream"));
+        scene.link.reply("+OK\r\n+QUEUED\r\n-OOM command not allowed\r\n+QUEUED\r\n");
+        scene.link.reply(answer);
+        assert_eq!(scene.client.reply_bytes(), answer.as_bytes());
+        scene.lane.assert_quiet(PAUSE);
+        assert_eq!(scene.setup.history_count(), 0);
+        // No ticket is open either: the next start has nothing to read back.
+        scene.setup.proxy.kill_9();
+        drop((scene.lane, scene.link));
+        let mut lane = std::thread::scope(|scope| {
+            let lane = scope.spawn(|| scene.upstream.accept());
+            scene.setup.proxy.restart();
+            lane.join().expect("the proxy connects")
+        });
+        lane.assert_quiet(PAUSE);
+    }
+}
+
+#[test]
+fn a_redis_that_is_killed_between_watch_and_exec_ends_the_client() {
+    let mut setup = setup_with(
+        Proxy::options().expects_log("lost the upstream").allows_log("cannot be reached"),
+    );
+    let mut client = setup.proxy.client();
+    client.assert_reply("WATCH user:1", "+OK\r\n");
+    client.assert_reply("MULTI", "+OK\r\n");
+    client.assert_reply("HSET user:1 username x", "+QUEUED\r\n");
+    setup.redis.as_mut().expect("a Redis").restart();
+    // As on Redis itself: what was watched is forgotten, so EXEC must not be run.
+    assert_eq!(client.read_to_close(), b"");
+    wait_until("the proxy to serve again", BOUND, || {
+        let mut client = setup.proxy.client();
+        (client.command(&["EXISTS", "user:1"]) == Reply::Integer(0)).then_some(())
+    });
+    assert_eq!(setup.history_count(), 0);
+}
