@@ -24,6 +24,9 @@ use crate::{
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 const SWEEP_KEYS_MAX: usize = 1000;
 
+/// How long clients may have to wait at the start for the first link to Redis.
+const FIRST_LINK_MAX: Duration = Duration::from_secs(1);
+
 /// What a former run has left open.
 pub(super) struct Leftover {
     pub(super) next_ticket: u64,
@@ -98,6 +101,12 @@ impl Worker<'_> {
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
         info!(address = %self.config.listen, "ready to accept connections");
         let Stops { draining, hurry, .. } = self.stops;
+        if let Upstream::Redis(lane) = &proxy.upstream {
+            // Clients that come back meanwhile wait in the listener's queue: some subscribe anew
+            // only once, and an error would leave them without what they have subscribed to.
+            let attempted = tokio::time::timeout(FIRST_LINK_MAX, lane.attempted());
+            let _ = draining.run_until_cancelled(attempted).await;
+        }
         server::serve(listener, proxy, limits(self.config), draining, hurry).await;
         ended.cancel();
         Ok(ledger)

@@ -48,6 +48,8 @@ impl<S> Clone for Lane<S> {
 pub(super) struct Queue<S> {
     waiting: RefCell<[Batch<S>; 2]>,
     wake: Notify,
+    /// The first attempt to make a link has come to an end.
+    attempted: Notify,
     state: Cell<LinkState>,
     resp3: Cell<bool>,
     version: RefCell<String>,
@@ -62,6 +64,7 @@ impl<S: Slot> Lane<S> {
             queue: Rc::new(Queue {
                 waiting: RefCell::new(waiting),
                 wake: Notify::new(),
+                attempted: Notify::new(),
                 state: Cell::new(LinkState::Starting),
                 resp3: Cell::new(true),
                 version: RefCell::new("0.0.0".to_owned()),
@@ -104,6 +107,11 @@ impl<S: Slot> Lane<S> {
         }
     }
 
+    /// Waits until the first attempt to make a link has succeeded or failed.
+    pub async fn attempted(&self) {
+        self.queue.attempted.notified().await;
+    }
+
     /// Makes the link, keeps it, and makes it again whenever it is lost, until cancelled.
     pub async fn run<R: Receiver<Slot = S>>(
         self,
@@ -141,6 +149,7 @@ impl<S: Slot> Lane<S> {
                         warn!(upstream = %address, %error, "the upstream cannot be reached; trying again");
                         told = true;
                     }
+                    self.queue.attempted.notify_one();
                 }
             }
             tokio::select! {
@@ -164,6 +173,7 @@ impl<S: Slot> Lane<S> {
             link.send(first, &mut *receiver.borrow_mut());
         }
         self.queue.state.set(LinkState::Up);
+        self.queue.attempted.notify_one();
         let end = tokio::select! {
             () = cancel.cancelled() => None,
             end = link.carry(&self.queue, receiver) => Some(end),

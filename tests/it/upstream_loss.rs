@@ -274,3 +274,29 @@ fn b15_a_database_that_is_away_delays_no_client_and_loses_nothing() {
     setup.wait_for_history(2001);
     setup.wait_for_equality();
 }
+
+/// A client connects the moment that the port is open, which is before the link is there. Some
+/// clients subscribe anew at that moment, once, and never look at the answer.
+#[test]
+fn a_client_that_comes_back_while_the_proxy_starts_waits_for_the_link() {
+    let redis = Redis::start();
+    let proxy = Proxy::options().upstream(redis.url()).config(CONFIG).start();
+    let mut setup = Setup { proxy, redis: Some(redis), postgres: None };
+    setup.proxy.client().assert_reply("SET a 1", b"+OK\r\n");
+    assert!(setup.proxy.terminate().success());
+    let redis = setup.redis.as_mut().expect("a Redis");
+    redis.pause();
+    let address = setup.proxy.address();
+    thread::scope(|scope| {
+        let client = scope.spawn(move || {
+            let mut client = wait_until("the port", BOUND, || Client::try_connect(&address).ok());
+            client.command(&["GET", "a"])
+        });
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(400));
+            redis.resume();
+        });
+        setup.proxy.restart();
+        assert_eq!(client.join().expect("an answer"), Reply::text("1"));
+    });
+}
