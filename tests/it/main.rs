@@ -7,6 +7,7 @@
 
 mod admin;
 mod bad_input;
+mod client_matrix;
 mod clients_and_limits;
 mod command_line;
 mod crash;
