@@ -227,6 +227,8 @@ fn b2_bytes_that_are_no_resp_end_the_link() {
         send(&mut client, "GET a");
         link.expect("GET a");
         link.reply(garbage);
+        std::thread::sleep(Duration::from_millis(20));
+        link.reply_if_there("$5\r\nwrong\r\n");
         assert_eq!(client.reply(), error(UNKNOWN), "{garbage:?}");
         link.read_to_close();
         assert_serves(&proxy, &mut upstream.accept());

@@ -16,6 +16,7 @@ mod engine;
 mod engine_corners;
 mod handshakes;
 mod journal_faults;
+mod known_bugs;
 mod link_faults;
 mod mixed_load;
 mod private;
