@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test check test-needs check-compose run
+.PHONY: help test check fuzz test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -15,7 +15,17 @@ check: ## formatting and lints, as in .ci/run
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 
-test-needs: ## install redis-server, PostgreSQL, redis-py and docker-compose where missing
+FUZZ_SECONDS ?= 600
+
+fuzz: ## run each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	@mkdir -p fuzz/corpus/requests fuzz/corpus/replies
+	for target in requests replies; do \
+	    cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	        -max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=16 -max_len=4096 -dict=fuzz/resp.dict || exit 1; \
+	done
+
+test-needs: ## install the servers, docker-compose and the clients that the tests use where missing
 	@./scripts/install-test-needs.sh
 
 check-compose: test-needs ## have docker-compose read docker-compose.yml
