@@ -49,7 +49,7 @@ authenticate: refused, refused, true
 select: one, one, nothing
 pipeline: 1 to 100
 transaction: 1, 105, true, aborted, 105
-watch: refused
+watch: conflict, bobby
 publish: 2, hello, there
 profile: {"department":"Ingénierie","username":"ann","visits":"105"}
 binary: 00ff0d0a
