@@ -92,6 +92,8 @@ pub struct Metrics {
     pub connections_open: Gauge,
     /// Connections that were cut because the client did not read its replies.
     pub connections_cut: Counter,
+    /// Connections that were cut because the client was idle.
+    pub connections_idle: Counter,
     /// Bytes read from clients.
     pub bytes_in: Counter,
     /// Requests that were not RESP.
@@ -123,6 +125,7 @@ impl Metrics {
             connections_rejected: Counter::default(),
             connections_open: Gauge::default(),
             connections_cut: Counter::default(),
+            connections_idle: Counter::default(),
             bytes_in: Counter::default(),
             protocol_errors: Counter::default(),
             upstream_up: Gauge::default(),
@@ -198,6 +201,7 @@ impl Metrics {
             ("connections_total", "Connections accepted.", &self.connections),
             ("connections_rejected_total", "Connections turned away.", &self.connections_rejected),
             ("connections_cut_total", "Connections cut as slow readers.", &self.connections_cut),
+            ("connections_idle_total", "Connections cut as idle.", &self.connections_idle),
             ("received_bytes_total", "Bytes read from clients.", &self.bytes_in),
             ("protocol_errors_total", "Requests that were not RESP.", &self.protocol_errors),
             ("upstream_links_total", "Links made to the upstream.", &self.upstream_links),

@@ -13,6 +13,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
+    time::Instant,
 };
 
 use thiserror::Error;
@@ -80,12 +81,14 @@ pub enum AppError {
 pub fn run(config: &Config) -> Result<(), AppError> {
     // Loading the configuration has compiled both once, so neither fails here.
     let schema = Schema::compile(&config.profile).map_err(|_| AppError::Configuration)?;
+    let started = Instant::now();
     let auth = Auth::compile(&config.user).map_err(|_| AppError::Configuration)?;
     let (worker_runtime, runtime) = (new_runtime()?, new_runtime()?);
 
     // The ports first: two proxies on one port is the most common mistake.
-    let clients = listen(config.listen, "--listen")?;
-    let admin_port = listen(config.admin, "--admin")?;
+    let backlog = i32::try_from(config.limits.tcp_backlog).unwrap_or(i32::MAX);
+    let clients = listen(config.listen, "--listen", Some(backlog))?;
+    let admin_port = listen(config.admin, "--admin", None)?;
 
     // The journal, and what the last run has left in it.
     let opened = open_journal(config)?;
@@ -103,10 +106,11 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
     let rules = Rule::ALL.map(Rule::label);
     let metrics = Arc::new(Metrics::new(TABLE.iter().map(|spec| spec.name).collect(), &rules));
+    let delivered = delivery.status();
     let admin = Arc::new(Admin {
         metrics: Arc::clone(&metrics),
         journal: opened.journal.clone(),
-        sink: delivery.status(),
+        sink: Arc::clone(&delivered),
         draining: false.into(),
         undelivered: false.into(),
     });
@@ -119,7 +123,8 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
     // The worker carries commands until a signal; then the journal ends, then the database.
     let leftover = Leftover { next_ticket, in_doubt };
-    let worker = Worker { config, schema: Rc::new(schema), auth, metrics, stops: stops.clone() };
+    let (schema, stops_too) = (Rc::new(schema), stops.clone());
+    let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, delivered };
     let local = LocalSet::new();
     let carried =
         local.block_on(&worker_runtime, worker.carry(clients, opened, leftover, embedded));
@@ -148,9 +153,17 @@ fn new_runtime() -> Result<Runtime, AppError> {
     built.map_err(|source| AppError::System { what: "start a runtime".to_owned(), source })
 }
 
-fn listen(address: SocketAddr, flag: &'static str) -> Result<StdListener, AppError> {
+fn listen(
+    address: SocketAddr,
+    flag: &'static str,
+    backlog: Option<i32>,
+) -> Result<StdListener, AppError> {
     let open = || {
         let listener = StdListener::bind(address)?;
+        // The standard library listens with a backlog of its own; saying it again changes it.
+        if let Some(backlog) = backlog {
+            rustix::net::listen(&listener, backlog)?;
+        }
         listener.set_nonblocking(true)?;
         Ok(listener)
     };

@@ -1,6 +1,12 @@
 //! The worker: everything that carries commands, put together on one thread.
 
-use std::{cell::RefCell, net::TcpListener as StdListener, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{net::TcpListener, task::spawn_local};
 use tokio_util::sync::CancellationToken;
@@ -10,13 +16,13 @@ use super::{AppError, Stops};
 use crate::{
     auth::Auth,
     config::{Config, UpstreamAddress},
-    dispatch::{InDoubt, Ledger, Outcome, Proxy, Upstream, now_ms},
+    dispatch::{About, InDoubt, Ledger, Outcome, Proxy, Standing, Upstream, now_ms},
     engine::Engine,
     journal::{self, Opened},
     metrics::Metrics,
     resp,
     schema::Schema,
-    server,
+    server, sinks,
     upstream::{self, Lane, Pool, RedisAddress},
 };
 
@@ -40,6 +46,8 @@ pub(super) struct Worker<'a> {
     pub(super) auth: Auth,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stops: Stops,
+    pub(super) started: Instant,
+    pub(super) delivered: Arc<sinks::Status>,
 }
 
 impl Worker<'_> {
@@ -96,7 +104,10 @@ impl Worker<'_> {
             Rc::clone(&ledger),
             self.metrics,
         );
-        let proxy = Rc::new(proxy.with_scripts(self.config.scripts));
+        let listen = listener.local_addr().unwrap_or(self.config.listen);
+        let about = about(listen, self.started, journal.clone(), self.delivered);
+        let proxy = proxy.with_scripts(self.config.scripts).with_debug(self.config.allow_debug);
+        let proxy = Rc::new(proxy.with_about(about));
         spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
         info!(address = %self.config.listen, "ready to accept connections");
@@ -111,6 +122,23 @@ impl Worker<'_> {
         ended.cancel();
         Ok(ledger)
     }
+}
+
+/// What INFO tells of the proxy, with the state of the database as it is when it is asked.
+fn about(
+    listen: SocketAddr,
+    started: Instant,
+    journal: journal::Journal,
+    status: Arc<sinks::Status>,
+) -> About {
+    let written = journal.clone();
+    let standing = move || Standing {
+        up: status.is_connected(),
+        undelivered: written.appended().0.saturating_sub(status.delivered().0),
+        dead_letters: status.dead_letters(),
+        quarantined_keys: status.quarantined_keys(),
+    };
+    About { started, listen, journal, standing: Box::new(standing) }
 }
 
 /// Lets held replies go when the journal has become durable (`sync = "always"`).
@@ -157,13 +185,16 @@ fn lane_config(config: &Config) -> upstream::Config {
 fn limits(config: &Config) -> server::Limits {
     let limits = &config.limits;
     server::Limits {
-        clients_max: limits.clients_max,
-        output_bytes_max: limits.output_bytes_max,
-        query_bytes_max: limits.query_bytes_max,
+        clients_max: limits.maxclients,
+        idle_seconds_max: limits.timeout,
+        keepalive_seconds: limits.tcp_keepalive,
+        normal: limits.client_output_buffer_limit.normal,
+        pubsub: limits.client_output_buffer_limit.pubsub,
+        query_bytes_max: limits.client_query_buffer_limit,
         inflight_max: u32::try_from(limits.inflight_max).unwrap_or(u32::MAX),
         request: resp::Limits {
             arguments_max: limits.arguments_max,
-            bulk_bytes_max: limits.bulk_bytes_max,
+            bulk_bytes_max: limits.proto_max_bulk_len,
             ..resp::Limits::default()
         },
     }

@@ -132,6 +132,11 @@ impl Auth {
         !self.users.is_empty()
     }
 
+    /// Tells whether somebody could be logged in under a name; without users all are `default`.
+    pub fn knows(&self, name: &[u8]) -> bool {
+        name == DEFAULT_NAME.as_bytes() || self.users.contains_key(name)
+    }
+
     /// Decides about a name and a password.
     ///
     /// Where any user has an argon2id hash, every refusal costs one argon2id check of the most

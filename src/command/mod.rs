@@ -95,14 +95,17 @@ pub enum Route {
     Refused(Refusal),
 }
 
-/// Commands that the proxy answers.
+/// Commands that the proxy answers, some of them with what the upstream says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the command of that name")]
 pub enum Local {
+    Acl,
     Auth,
     Client,
+    Debug,
     Echo,
     Hello,
+    Info,
     Ping,
     Quit,
     Reset,

@@ -11,7 +11,7 @@ use super::{
         Server, Set, SortedSet, Stream, String,
     },
     Keys::{self, Any, Counted, CountedInto, None, Range},
-    Local::{Auth, Client, Echo, Hello, Ping, Quit, Reset, Select},
+    Local::{Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, Quit, Reset, Select},
     Private::{Blocking, Monitor, StreamRead, Subscribe, Wait},
     ProfileWrite::{
         Delete, Expire, Increment, IncrementFloat, Persist, RemoveFields, Replace, Script,
@@ -37,7 +37,7 @@ const fn row(
 /// All commands in the order of their names.
 #[rustfmt::skip]
 pub static TABLE: &[Spec] = &[
-    row("acl", -2, None, Neither, Server, Forward),
+    row("acl", -2, None, Neither, Server, Local(Acl)),
     row("append", 3, Range(1, 1, 1), Write, String, Forward),
     row("asking", 1, None, Neither, Connection, Refused(Bypass)),
     row("auth", -2, None, Neither, Connection, Local(Auth)),
@@ -62,7 +62,7 @@ pub static TABLE: &[Spec] = &[
     row("config", -2, None, Neither, Server, Forward),
     row("copy", -3, Range(1, 2, 1), Write, Keyspace, Profile(Replace)),
     row("dbsize", 1, None, Read, Keyspace, Forward),
-    row("debug", -2, Any, Write, Server, Refused(Bypass)),
+    row("debug", -2, None, Neither, Server, Local(Debug)),
     row("decr", 2, Range(1, 1, 1), Write, String, Forward),
     row("decrby", 3, Range(1, 1, 1), Write, String, Forward),
     row("del", -2, Range(1, -1, 1), Write, Keyspace, Profile(Delete)),
@@ -133,7 +133,7 @@ pub static TABLE: &[Spec] = &[
     row("incr", 2, Range(1, 1, 1), Write, String, Forward),
     row("incrby", 3, Range(1, 1, 1), Write, String, Forward),
     row("incrbyfloat", 3, Range(1, 1, 1), Write, String, Forward),
-    row("info", -1, None, Neither, Server, Forward),
+    row("info", -1, None, Neither, Server, Local(Info)),
     row("keys", 2, None, Read, Keyspace, Forward),
     row("lastsave", 1, None, Neither, Server, Forward),
     row("latency", -2, None, Neither, Server, Forward),
@@ -203,6 +203,7 @@ pub static TABLE: &[Spec] = &[
     row("sdiff", -2, Range(1, -1, 1), Read, Set, Forward),
     row("sdiffstore", -3, Range(1, -1, 1), Write, Set, Forward),
     row("select", 2, None, Neither, Connection, Local(Select)),
+    row("sentinel", -2, None, Neither, Server, Refused(Bypass)),
     row("set", -3, Range(1, 1, 1), Write, String, Forward),
     row("setbit", 4, Range(1, 1, 1), Write, Bitmap, Forward),
     row("setex", 4, Range(1, 1, 1), Write, String, Forward),

@@ -37,6 +37,7 @@ pub(super) struct Document {
     pub(super) upstream_timeout: Option<Duration>,
     pub(super) log: Option<String>,
     pub(super) scripts: Scripts,
+    pub(super) allow_debug: bool,
     pub(super) limits: Limits,
     pub(super) journal: journal::Config,
     pub(super) sink: sinks::Config,

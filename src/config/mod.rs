@@ -30,7 +30,7 @@ use crate::{dispatch::Scripts, journal, sinks};
 
 pub use address::{DatabaseAddress, PostgresUrl, Secret, UpstreamAddress, mask_passwords};
 pub use fault::{Fault, Faults, Origin};
-pub use limits::Limits;
+pub use limits::{Limits, OutputLimits};
 pub use settings::{Overrides, SETTINGS, Setting};
 
 use document::Draft;
@@ -69,6 +69,8 @@ pub struct Config {
     pub log: String,
     /// What becomes of scripts on profiles; default snapshot.
     pub scripts: Scripts,
+    /// Whether Redis is given the harmless part of DEBUG; default false.
+    pub allow_debug: bool,
     /// What clients may take.
     pub limits: Limits,
     /// How the journal is kept.
@@ -94,6 +96,7 @@ impl Default for Config {
             upstream_timeout: Duration::from_secs(10),
             log: "info".into(),
             scripts: Scripts::default(),
+            allow_debug: false,
             limits: Limits::default(),
             journal: journal::Config::default(),
             sink: sinks::Config::default(),
@@ -203,6 +206,7 @@ fn take_sections(config: &mut Config, draft: &mut Draft<'_>) {
         draft.add(&[Step::Key("limits"), Step::Key(setting)], Side::Value, text);
     }
     config.scripts = document.scripts;
+    config.allow_debug = document.allow_debug;
     config.limits = document.limits;
     config.journal = document.journal;
     config.sink = document.sink;

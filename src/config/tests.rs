@@ -86,14 +86,18 @@ fn the_shipped_file_names_every_setting() {
         upstream_timeout: _,
         log: _,
         scripts: _,
+        allow_debug: _,
         limits:
             Limits {
-                clients_max: _,
+                maxclients: _,
+                timeout: _,
+                tcp_keepalive: _,
+                tcp_backlog: _,
+                client_query_buffer_limit: _,
+                proto_max_bulk_len: _,
+                client_output_buffer_limit: _,
                 inflight_max: _,
                 arguments_max: _,
-                bulk_bytes_max: _,
-                query_bytes_max: _,
-                output_bytes_max: _,
             },
         journal: journal::Config { sync: _, segment_bytes_max: _, bytes_max: _ },
         sink:
@@ -110,8 +114,9 @@ fn the_shipped_file_names_every_setting() {
         profile: _,
     } = Config::default();
     let settings = "listen admin upstream database data_dir shutdown_timeout upstream_timeout \
-         log scripts clients_max inflight_max arguments_max bulk_bytes_max query_bytes_max \
-         output_bytes_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
+         log scripts allow_debug maxclients timeout tcp-keepalive tcp-backlog \
+         client-query-buffer-limit proto-max-bulk-len client-output-buffer-limit inflight_max \
+         arguments_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
          linger connections timeout retry_delay_max flush_within";
     for setting in settings.split_whitespace() {
         let line = format!("\n{setting} = ");
@@ -223,9 +228,9 @@ upstream_timeout = "0s"
 log = "loud"
 
 [limits]
-clients_max = 0
-bulk_bytes_max = "huge"
-query_bytes_max = "1MiB"
+maxclients = 0
+proto-max-bulk-len = "huge"
+client-query-buffer-limit = "1MiB"
 surprise = 1
 
 [[user]]
@@ -253,8 +258,8 @@ type = "enum"
     let expected = [
         "1:10: expected IP:PORT such as 127.0.0.1:6380, or [::1]:6380 for IPv6",
         "2:1: there is no setting `lisen` here; known are `listen`, `admin`, `upstream`, \
-         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `log`, `scripts`, `limits`, \
-         `journal`, `sink`, `user`, `profile`",
+         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `log`, `scripts`, `allow_debug`, \
+         `limits`, `journal`, `sink`, `user`, `profile`",
         "3:12: expected 'embedded' or redis://[user[:password]@]host[:port][/db]; \
          invalid port number",
         "4:12: expected a text in quotes",
@@ -262,11 +267,12 @@ type = "enum"
         "6:20: upstream_timeout must be longer than 0s and at most 1h",
         "7:7: expected off, error, warn, info, debug or trace, or directives such as \
          \"info,profile_proxy::journal=debug\"",
-        "10:15: clients_max must be at least 1",
-        "11:18: expected a size such as \"512MiB\" or a number of bytes",
-        "12:19: query_bytes_max must be at least bulk_bytes_max",
-        "13:1: there is no setting `surprise` here; known are `clients_max`, `inflight_max`, \
-         `arguments_max`, `bulk_bytes_max`, `query_bytes_max`, `output_bytes_max`",
+        "10:14: maxclients must be at least 1",
+        "11:22: expected a size such as \"512MiB\" or a number of bytes",
+        "12:29: client-query-buffer-limit must be at least proto-max-bulk-len",
+        "13:1: there is no setting `surprise` here; known are `maxclients`, `timeout`, \
+         `tcp-keepalive`, `tcp-backlog`, `client-query-buffer-limit`, `proto-max-bulk-len`, \
+         `client-output-buffer-limit`, `inflight_max`, `arguments_max`",
         "17:1: there is no setting `password` here; known are `name` or `password_hash`",
         "18:17: expected a hash that begins with '$argon2id$' or 'sha256:', never the password \
          itself",
@@ -317,7 +323,7 @@ password_hash = "hunter2"
 [[profile]]
 key = "user:{id}"
 [limits
-clients_max = 0
+maxclients = 0
 "#;
     let expected = [
         "1:15: this is not TOML: invalid float, expected nothing; texts need quotes",
@@ -420,15 +426,41 @@ fn sizes_are_read_with_units_and_without() {
         ("\"1.5GiB\"", 3 << 29),
     ];
     for (text, bytes) in table {
-        let config = file(&format!("[limits]\noutput_bytes_max = {text}")).unwrap();
-        assert_eq!(config.limits.output_bytes_max, bytes, "{text}");
+        let config = file(&format!("[limits]\nproto-max-bulk-len = {text}")).unwrap();
+        assert_eq!(config.limits.proto_max_bulk_len, bytes, "{text}");
     }
     for text in ["-1", "\"\"", "\"MiB\"", "\"-1MiB\"", "\"1XB\"", "true", "1.5"] {
-        let expected = "2:20: expected a size such as \"512MiB\" or a number of bytes";
-        assert_eq!(faults(&format!("[limits]\noutput_bytes_max = {text}")), [expected], "{text}");
+        let expected = "2:22: expected a size such as \"512MiB\" or a number of bytes";
+        let text = format!("[limits]\nproto-max-bulk-len = {text}");
+        assert_eq!(faults(&text), [expected], "{text}");
     }
-    let expected = "2:20: output_bytes_max must be at least \"1MiB\"";
-    assert_eq!(faults("[limits]\noutput_bytes_max = 1048575"), [expected]);
+    let expected = "2:22: proto-max-bulk-len must be at least \"1MiB\"";
+    assert_eq!(faults("[limits]\nproto-max-bulk-len = 1048575"), [expected]);
+}
+
+#[test]
+fn output_limits_are_written_as_redis_writes_them() {
+    let limits = |text: &str| {
+        let config = file(&format!("[limits]\nclient-output-buffer-limit = \"{text}\""));
+        config.map(|config| config.limits.client_output_buffer_limit)
+    };
+    let default = OutputLimits::default();
+    let shipped = limits("normal 256MiB 0 0 pubsub 32MiB 8MiB 60").unwrap();
+    assert_eq!(shipped, default);
+    let pubsub = limits("PubSub 1MiB 512KiB 5").unwrap();
+    assert_eq!(pubsub.normal, default.normal);
+    let read = (pubsub.pubsub.hard_bytes, pubsub.pubsub.soft_bytes, pubsub.pubsub.soft_seconds);
+    assert_eq!(read, (1 << 20, 1 << 19, 5));
+    for text in ["", "normal", "normal 1 2", "replica 0 0 0", "normal 0 0 x", "normal x 0 0"] {
+        assert!(limits(text).is_err(), "{text:?} was taken");
+    }
+    for (text, expected) in [
+        ("tcp-backlog = 0", "2:15: tcp-backlog must be at least 1"),
+        ("tcp-backlog = 65536", "2:15: tcp-backlog must be at most 65535"),
+        ("tcp-keepalive = 32768", "2:17: tcp-keepalive must be at most 32767"),
+    ] {
+        assert_eq!(faults(&format!("[limits]\n{text}")), [expected]);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use tracing::warn;
 
 use super::{
+    info::join,
     outcome::{Outcome, now_ms},
     slot::{Capture, Part, WriteSlot, take_note},
 };
@@ -102,6 +103,7 @@ impl Outcome {
             elements = rest;
             match part {
                 Part::Forward => answer.extend_from_slice(bytes),
+                Part::Joined(text) => join(protocol, bytes, text, answer),
                 Part::Answered(reply) => answer.extend_from_slice(reply),
                 Part::Refused(error) => {
                     ReplyWriter::new(answer, protocol).error(&error.to_string());

@@ -3,13 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
+    os::fd::AsRawFd,
     rc::Rc,
     time::Instant,
 };
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
 
-use super::{outbox::Outbox, private::Hold, transaction::Queue};
+use super::{clients::Clock, outbox::Outbox, private::Hold, transaction::Queue};
 use crate::{
     auth::Identity,
     journal::Sequence,
@@ -59,6 +60,11 @@ pub struct Client {
     pub hold: Cell<Hold>,
     /// Which replies the client hears; what it has subscribed to is not among them.
     pub silence: Cell<Silence>,
+    /// The last command, for `CLIENT LIST`.
+    pub last_command: Cell<&'static str>,
+    clock: Clock,
+    /// Where the clock stood when the client last said or took something.
+    active_at: Cell<u64>,
     outbox: RefCell<Outbox>,
     socket: OwnedWriteHalf,
     in_flight: Cell<u32>,
@@ -83,14 +89,20 @@ pub struct Session {
     pub verified: Option<Option<Identity>>,
     /// The commands since MULTI.
     pub queue: Option<Queue>,
-    /// The last command, for `CLIENT LIST`.
-    pub last_command: &'static str,
+    /// `CLIENT NO-EVICT ON`.
+    pub no_evict: bool,
 }
 
 impl Client {
     /// Makes the client of a new connection.
     #[must_use]
-    pub fn new(id: u64, peer: SocketAddr, local: SocketAddr, socket: OwnedWriteHalf) -> Rc<Self> {
+    pub fn new(
+        id: u64,
+        peer: SocketAddr,
+        local: SocketAddr,
+        socket: OwnedWriteHalf,
+        clock: &Clock,
+    ) -> Rc<Self> {
         Rc::new(Self {
             id,
             peer,
@@ -100,6 +112,9 @@ impl Client {
             protocol: Cell::default(),
             hold: Cell::default(),
             silence: Cell::default(),
+            last_command: Cell::new("NULL"),
+            active_at: Cell::new(clock.get()),
+            clock: Rc::clone(clock),
             outbox: RefCell::default(),
             socket,
             in_flight: Cell::new(0),
@@ -108,6 +123,22 @@ impl Client {
             closed: Cell::new(false),
             wake: Notify::new(),
         })
+    }
+
+    /// Notes that the client has said or taken something.
+    pub fn stir(&self) {
+        self.active_at.set(self.clock.get());
+    }
+
+    /// Returns for how long the client has neither said nor taken anything, give or take a second.
+    #[must_use]
+    pub fn idle_seconds(&self) -> u64 {
+        self.clock.get().saturating_sub(self.active_at.get())
+    }
+
+    /// Returns the number of the socket's descriptor, for `CLIENT LIST`.
+    pub(super) fn descriptor(&self) -> i32 {
+        self.socket.as_ref().as_raw_fd()
     }
 
     /// Returns how many replies the lane owes this client.
@@ -210,7 +241,10 @@ impl Client {
         let mut outbox = self.outbox.borrow_mut();
         while outbox.writable() > 0 {
             match self.socket.try_write(outbox.front()) {
-                Ok(count) if count > 0 => outbox.written(count),
+                Ok(count) if count > 0 => {
+                    outbox.written(count);
+                    self.stir();
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.wake.notify_one();
                     return;

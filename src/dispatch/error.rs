@@ -58,6 +58,16 @@ pub enum CommandError {
     /// A command that would lead around the proxy.
     #[error("ERR command '{0}' is not allowed through the proxy")]
     NotThroughProxy(&'static str),
+    /// A subcommand of ACL that changes the users by one of which the proxy logs in.
+    #[error(
+        "ERR command '{0}' is not allowed: it would change the users of the Redis behind the proxy"
+    )]
+    ChangesUsers(&'static str),
+    /// A subcommand of ACL about users that are not the ones who log in here.
+    #[error(
+        "ERR command '{0}' is not allowed: it would show the users of the Redis behind the proxy"
+    )]
+    ShowsUsers(&'static str),
     /// A command that would remove every profile without a trace.
     #[error("ERR command '{0}' is not allowed: it would remove every profile")]
     EveryProfile(&'static str),

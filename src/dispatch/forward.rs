@@ -20,7 +20,7 @@ impl Proxy {
     ) -> Result<(), CommandError> {
         self.check_forward(spec, request)?;
         match &self.upstream {
-            Upstream::Redis(lane) => self.send(lane, client, request),
+            Upstream::Redis(lane) => self.send_bytes(lane, client, request.bytes()),
             Upstream::Embedded(engine) => {
                 self.execute(&mut engine.borrow_mut(), client, request);
                 Ok(())
@@ -68,7 +68,7 @@ impl Proxy {
             return Err(CommandError::UnknownOnProfiles);
         }
         match &self.upstream {
-            Upstream::Redis(lane) => self.send(lane, client, request)?,
+            Upstream::Redis(lane) => self.send_bytes(lane, client, request.bytes())?,
             // The embedded store knows how Redis words the refusal.
             Upstream::Embedded(engine) => {
                 self.execute(&mut engine.borrow_mut(), client, request);
@@ -77,18 +77,19 @@ impl Proxy {
         Ok(Step::Next)
     }
 
-    fn send(
+    /// Puts one request on the lane, whose reply passes through.
+    pub(super) fn send_bytes(
         &self,
         lane: &Lane<Slot>,
         client: &Rc<Client>,
-        request: &Request<'_>,
+        request: &[u8],
     ) -> Result<(), CommandError> {
         if lane.state() != LinkState::Up {
             return Err(CommandError::UpstreamDown);
         }
         client.expect(1);
         lane.submit(client.protocol.get(), |batch| {
-            batch.bytes.extend_from_slice(request.bytes());
+            batch.bytes.extend_from_slice(request);
             push_forward(batch, client);
         });
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Client, CommandError, Proxy, Silence, Step, Upstream, clients};
+use super::{Client, CommandError, Proxy, Silence, Step, Upstream};
 use crate::{
     auth::{Identity, Verdict},
     command::Local,
@@ -14,7 +14,8 @@ const HELLO_NOAUTH: &str = "NOAUTH HELLO must be called with the client already 
     and select the RESP protocol version at the same time";
 const AUTH_WITHOUT_USERS: &str = "ERR AUTH <password> called without any password configured for \
     the default user. Are you sure your configuration is correct?";
-const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+pub(super) const BAD_NAME: &str =
+    "ERR Client names cannot contain spaces, newlines or special characters.";
 /// The version that the embedded store claims; clients read features from it.
 const EMBEDDED_VERSION: &str = "7.0.15";
 
@@ -33,10 +34,10 @@ impl Proxy {
             }
             Local::Ping => self.reply(client, |reply| reply.simple("PONG")),
             Local::Echo => self.reply(client, |reply| reply.bulk(request.argument(1))),
-            Local::Client if request.argument(1).eq_ignore_ascii_case(b"reply") => {
-                return self.silence(client, request);
-            }
-            Local::Client => self.client(client, request)?,
+            Local::Acl => return self.acl(client, request),
+            Local::Client => return self.client(client, request),
+            Local::Debug => return self.debug(client, request),
+            Local::Info => return self.info(client, request),
             Local::Select => self.select(client, request)?,
             Local::Quit => {
                 self.reply(client, |reply| reply.ok());
@@ -187,34 +188,6 @@ impl Proxy {
         self.reply(client, |reply| reply.simple("RESET"));
     }
 
-    /// CLIENT REPLY. It is about replies that follow, so earlier ones must be out first.
-    fn silence(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
-        if request.len() != 3 {
-            return self.say(client, "ERR wrong number of arguments for 'client|reply' command");
-        }
-        if client.owed() > 0 {
-            return Ok(Step::Drain);
-        }
-        match request.argument(2).to_ascii_lowercase().as_slice() {
-            b"on" => {
-                client.silence.set(Silence::None);
-                self.reply(client, |reply| reply.ok());
-            }
-            b"off" => client.silence.set(Silence::Off),
-            b"skip" if client.silence.get() == Silence::Off => {}
-            b"skip" => client.silence.set(Silence::Next),
-            _ => return Err(CommandError::Syntax),
-        }
-        Ok(Step::Next)
-    }
-
-    /// CLIENT GETREDIR: the id is one of the proxy's own.
-    fn redirection(&self, client: &Rc<Client>) {
-        let hold = client.hold.get();
-        let id = if hold.tracking { hold.redirect as i64 } else { -1 };
-        self.reply(client, |reply| reply.integer(id));
-    }
-
     fn select(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<(), CommandError> {
         match parse_integer(request.argument(1)) {
             // Any other is not answered here where there is a Redis.
@@ -227,92 +200,8 @@ impl Proxy {
         Ok(())
     }
 
-    pub(super) fn client(
-        &self,
-        client: &Rc<Client>,
-        request: &Request<'_>,
-    ) -> Result<(), CommandError> {
-        let subcommand = request.argument(1).to_ascii_lowercase();
-        match (subcommand.as_slice(), request.len()) {
-            (b"id", 2) => self.reply(client, |reply| reply.integer(client.id as i64)),
-            (b"getname", 2) => {
-                let name = client.session.borrow().name.clone();
-                let name = (!name.is_empty()).then_some(name);
-                self.reply(client, |reply| reply.bulk_or_null(name.as_deref()));
-            }
-            (b"setname", 3) => self.set_name(client, request.argument(2)),
-            (b"setinfo", 4) => self.set_info(client, request),
-            (b"info", 2) => {
-                let mut line = Vec::new();
-                clients::describe(client, self.database(), &mut line);
-                self.reply(client, |reply| reply.verbatim(&line));
-            }
-            (b"getredir", 2) => self.redirection(client),
-            (b"list", 2) => {
-                let lines = self.clients.list(self.database());
-                self.reply(client, |reply| reply.verbatim(&lines));
-            }
-            (b"id" | b"getname" | b"getredir" | b"info", _) | (b"setname" | b"setinfo", _) => {
-                let name = String::from_utf8_lossy(&subcommand).into_owned();
-                let text = format!("ERR wrong number of arguments for 'client|{name}' command");
-                self.say(client, &text)?;
-            }
-            (b"list", _) => return Err(CommandError::Syntax),
-            _ => self.client_unknown(client, request)?,
-        }
-        Ok(())
-    }
-
-    /// Subcommands that act on the connection to Redis have none to act on here; and
-    /// MAINT_NOTIFICATIONS, forwarded, would lead clients around the proxy.
-    fn client_unknown(
-        &self,
-        client: &Rc<Client>,
-        request: &Request<'_>,
-    ) -> Result<(), CommandError> {
-        let given = request.argument(1).get(..128.min(request.argument(1).len()));
-        let given = String::from_utf8_lossy(given.unwrap_or_default());
-        let text = format!("ERR unknown subcommand '{given}'. Try CLIENT HELP.");
-        self.say(client, &text).map(|_| ())
-    }
-
-    fn set_name(&self, client: &Rc<Client>, name: &[u8]) {
-        if is_name(name) {
-            client.session.borrow_mut().name = name.to_vec();
-            self.reply(client, |reply| reply.ok());
-        } else {
-            self.reply(client, |reply| reply.error(BAD_NAME));
-        }
-    }
-
-    fn set_info(&self, client: &Rc<Client>, request: &Request<'_>) {
-        let (attribute, value) = (request.argument(2), request.argument(3));
-        let mut session = client.session.borrow_mut();
-        let place = match attribute.to_ascii_lowercase().as_slice() {
-            b"lib-name" => &mut session.library,
-            b"lib-ver" => &mut session.library_version,
-            _ => {
-                drop(session);
-                let given = String::from_utf8_lossy(attribute);
-                let text = format!("ERR Unrecognized option '{given}'");
-                return self.reply(client, |reply| reply.error(&text));
-            }
-        };
-        if is_name(value) {
-            *place = value.to_vec();
-            drop(session);
-            self.reply(client, |reply| reply.ok());
-        } else {
-            drop(session);
-            let given = String::from_utf8_lossy(attribute).into_owned();
-            let text =
-                format!("ERR {given} cannot contain spaces, newlines or special characters.");
-            self.reply(client, |reply| reply.error(&text));
-        }
-    }
-
     /// Answers with an error of Redis's own wording.
-    fn say(&self, client: &Rc<Client>, text: &str) -> Result<Step, CommandError> {
+    pub(super) fn say(&self, client: &Rc<Client>, text: &str) -> Result<Step, CommandError> {
         self.metrics.error(text.split(' ').next().map_or("ERR", |word| match word {
             "NOAUTH" => "NOAUTH",
             "NOPROTO" => "NOPROTO",
@@ -330,7 +219,7 @@ impl Proxy {
     }
 
     /// The database in which the profiles are.
-    fn database(&self) -> u32 {
+    pub(super) fn database(&self) -> u32 {
         self.pool.as_ref().map_or(0, |pool| pool.database())
     }
 
@@ -343,6 +232,6 @@ impl Proxy {
 }
 
 /// Redis's `validateClientAttr`: printable ASCII without spaces.
-fn is_name(name: &[u8]) -> bool {
+pub(super) fn is_name(name: &[u8]) -> bool {
     name.iter().all(u8::is_ascii_graphic)
 }

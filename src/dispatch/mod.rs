@@ -9,9 +9,12 @@ mod block;
 mod capture;
 mod check;
 mod client;
+mod client_command;
+mod client_filter;
 mod clients;
 mod error;
 mod forward;
+mod info;
 mod ledger;
 mod local;
 mod outbox;
@@ -20,14 +23,16 @@ mod private;
 mod recovery;
 mod retention;
 mod script;
+mod server_command;
 mod slot;
 mod transaction;
 mod write;
 
 pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
-pub use clients::Clients;
+pub use clients::{Clients, Clock};
 pub use error::{Applied, CommandError, JournalTrouble};
+pub use info::{About, Standing};
 pub use ledger::{InDoubt, Ledger};
 pub use outcome::{Outcome, now_ms};
 pub use private::{Effect, Errand, Hold};
@@ -89,6 +94,9 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// What becomes of scripts on profiles.
     pub scripts: Scripts,
+    /// Whether Redis is given the harmless part of DEBUG.
+    pub allow_debug: bool,
+    about: Option<About>,
     retention: Rc<RefCell<Retention>>,
     replies: RefCell<Vec<u8>>,
     notes: RefCell<Vec<u8>>,
@@ -137,6 +145,8 @@ impl Proxy {
             clients: Clients::default(),
             metrics,
             scripts: Scripts::default(),
+            allow_debug: false,
+            about: None,
             retention,
             replies: RefCell::default(),
             notes: RefCell::default(),
@@ -148,6 +158,18 @@ impl Proxy {
     #[must_use]
     pub fn with_scripts(self, scripts: Scripts) -> Self {
         Self { scripts, ..self }
+    }
+
+    /// Lets Redis have the harmless part of DEBUG.
+    #[must_use]
+    pub fn with_debug(self, allow_debug: bool) -> Self {
+        Self { allow_debug, ..self }
+    }
+
+    /// Chooses what INFO tells of the proxy.
+    #[must_use]
+    pub fn with_about(self, about: About) -> Self {
+        Self { about: Some(about), ..self }
     }
 
     /// Carries one request to its reply, or to the upstream that will give it.
@@ -207,6 +229,7 @@ impl Proxy {
             };
         };
         self.metrics.command(spec.index());
+        client.last_command.set(spec.name);
         if !spec.takes(request.len()) {
             return self.misfit(client, spec);
         }

@@ -11,6 +11,7 @@ use tracing::error;
 use super::{
     client::Client,
     error::{CommandError, JournalTrouble},
+    info::join,
     ledger::Ledger,
     retention::Retention,
     slot::{Part, Slot, WriteSlot, take_note},
@@ -158,6 +159,15 @@ impl Receiver for Outcome {
                 client.received(1);
                 self.answer(client, reply);
             }
+            Slot::Joined { client, notes: length } => {
+                let text = notes.get(..*length as usize).unwrap_or_default();
+                let mut answer = std::mem::take(&mut self.reply);
+                answer.clear();
+                join(client.protocol.get(), bytes, text, &mut answer);
+                client.received(count);
+                self.answer(client, &answer);
+                self.reply = answer;
+            }
             Slot::Write { client, write } => {
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
@@ -199,7 +209,7 @@ impl Receiver for Outcome {
             Failure::Unknown => CommandError::OutcomeUnknown,
         };
         match slot {
-            Slot::Forward { client, .. } => {
+            Slot::Forward { client, .. } | Slot::Joined { client, .. } => {
                 client.received(owed);
                 for _ in 0..owed {
                     self.answer_error(client, &error);

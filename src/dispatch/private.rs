@@ -274,7 +274,7 @@ impl Proxy {
             b"tracking" if on => Some(self.tracking(request)?),
             b"tracking" => Some(Errand::of(Effect::Tracks(None))),
             b"trackinginfo" => Some(Errand::of(Effect::TellsTracking)),
-            b"caching" | b"no-evict" => Some(Errand::default()),
+            b"caching" => Some(Errand::default()),
             b"no-touch" => Some(Errand::of(Effect::NoTouch(on))),
             _ => None,
         })

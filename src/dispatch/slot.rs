@@ -6,6 +6,7 @@
 //! write       := ( length:u32 change ){changes}  [ length:u32 refusal text ]
 //! transaction := write for each write in it
 //! local       := the reply itself
+//! joined      := text for the end of the reply
 //! snapshot    := a change with nothing but its key
 //! executed    := length:u32 answer ( length:u32 snapshot ){looks}
 //! ```
@@ -71,6 +72,8 @@ pub enum Part {
     Forward,
     /// A write that is captured.
     Write(WriteSlot),
+    /// As `Forward`, with this text at the end of the reply.
+    Joined(Vec<u8>),
     /// It is not sent; this is its reply.
     Answered(Vec<u8>),
     /// It is not sent; this is its reply.
@@ -81,7 +84,7 @@ impl Part {
     /// Returns how many replies of the upstream belong to the command.
     pub(super) fn replies(&self) -> u32 {
         match self {
-            Self::Forward => 1,
+            Self::Forward | Self::Joined(_) => 1,
             Self::Write(write) => write.replies,
             Self::Answered(_) | Self::Refused(_) => 0,
         }
@@ -99,6 +102,13 @@ pub enum Slot {
     },
     /// A reply of the proxy's own that must keep its place behind replies of the upstream.
     Local {
+        /// Who asked.
+        client: Rc<Client>,
+        /// Bytes of notes.
+        notes: u32,
+    },
+    /// A text of the upstream to which the proxy adds its own.
+    Joined {
         /// Who asked.
         client: Rc<Client>,
         /// Bytes of notes.
@@ -158,6 +168,7 @@ impl upstream::Slot for Slot {
         match self {
             Self::Forward { replies, .. } => *replies,
             Self::Local { .. } => 0,
+            Self::Joined { .. } => 1,
             Self::Write { write, .. } => write.replies,
             Self::Transaction { replies, .. } => *replies,
             Self::Snapshot { .. } => 2,
@@ -174,6 +185,7 @@ impl upstream::Slot for Slot {
         match self {
             Self::Forward { .. } | Self::Fence => 0,
             Self::Local { notes, .. }
+            | Self::Joined { notes, .. }
             | Self::Snapshot { notes, .. }
             | Self::Executed { notes, .. }
             | Self::Transaction { notes, .. } => *notes as usize,

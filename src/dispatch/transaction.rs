@@ -206,6 +206,8 @@ impl Proxy {
                 Ok(())
             }
             Route::Local(Local::Client) => check_client(request),
+            Route::Local(Local::Info) => Ok(()),
+            Route::Local(Local::Acl) => self.check_acl(request),
             Route::Local(_) | Route::Transaction(_) => Err(CommandError::NotInTransaction),
             Route::Profile(_) | Route::Forward if elsewhere => self.check_elsewhere(spec, request),
             Route::Refused(_) if elsewhere && spec.name == "flushdb" => Ok(()),
@@ -288,7 +290,13 @@ impl Proxy {
     ) -> Part {
         let elsewhere = client.hold.get().database.is_some();
         let plan = match spec.map(|spec| (spec, spec.route)) {
-            Some((_, Route::Local(Local::Client))) => return self.client_part(client, request),
+            Some((_, Route::Local(local))) => {
+                let part = self.local_part(client, local, request);
+                if part.replies() > 0 {
+                    batch.bytes.extend_from_slice(request.bytes());
+                }
+                return part;
+            }
             Some((spec, Route::Profile(write))) if !elsewhere && has_pairs(write, request) => {
                 self.profile_of(spec, request).map(|kind| self.plan(spec, write, request, kind))
             }
@@ -307,13 +315,23 @@ impl Proxy {
         }
     }
 
+    /// What of a transaction the proxy answers itself, in part or whole.
+    fn local_part(&self, client: &Rc<Client>, local: Local, request: &Request<'_>) -> Part {
+        match local {
+            Local::Client => self.client_part(client, request),
+            Local::Acl => self.acl_part(client, request),
+            Local::Info => self.info_part(client.protocol.get(), request),
+            _ => Part::Forward,
+        }
+    }
+
     /// CLIENT is answered when the transaction is sent; its reply keeps its place among the others.
     fn client_part(&self, client: &Rc<Client>, request: &Request<'_>) -> Part {
         self.diverted.replace(Some(Vec::new()));
         let result = self.client(client, request);
         let reply = self.diverted.take().unwrap_or_default();
         match result {
-            Ok(()) => Part::Answered(reply),
+            Ok(_) => Part::Answered(reply),
             Err(error) => Part::Refused(error),
         }
     }
@@ -349,6 +367,16 @@ fn check_client(request: &Request<'_>) -> Result<(), CommandError> {
 }
 
 impl Queue {
+    /// Returns the number of commands.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Returns the bytes of their requests.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Goes through the commands again; they were whole when they were queued. One that the table
     /// does not know was found to be harmless.
     fn for_each(&self, mut run: impl FnMut(Option<&'static Spec>, &Request<'_>)) {

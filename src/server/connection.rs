@@ -69,7 +69,7 @@ impl Connection {
     ) -> Self {
         let (read, write) = stream.into_split();
         let clients = &shared.proxy.clients;
-        let client = Client::new(clients.next_id(), peer, local, write);
+        let client = Client::new(clients.next_id(), peer, local, write, clients.clock());
         clients.enter(&client);
         Self {
             scanner: Scanner::new(shared.limits.request),
@@ -148,7 +148,7 @@ impl Connection {
     /// Tells whether nothing is left to be done for this client.
     fn is_over(&self) -> bool {
         let (_, backlog) = self.client.backlog();
-        if backlog > self.shared.limits.output_bytes_max {
+        if self.shared.limits.output(&self.client).is_passed(backlog) {
             self.shared.proxy.metrics.connections_cut.add(1);
             return true;
         }
@@ -224,6 +224,7 @@ impl Connection {
 
     /// Dispatches what is there, `count` fresh bytes included, and does what that asks for.
     async fn take_and_act(&mut self, count: usize) {
+        self.client.stir();
         let mut pause = self.take(count);
         loop {
             match pause {
@@ -259,6 +260,10 @@ impl Connection {
 
     /// Dispatches input: straight from the shared buffer when nothing is left from before.
     fn take(&mut self, count: usize) -> Pause {
+        // Whoever was killed runs nothing more, not even what it had sent before.
+        if self.client.is_closed() {
+            return Pause::End;
+        }
         let shared = Rc::clone(&self.shared);
         let input = shared.input.borrow();
         let fresh = input.get(..count).unwrap_or_default();

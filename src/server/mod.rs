@@ -1,20 +1,24 @@
 //! The port for Redis clients: who gets in, and one task for each of them.
 
 mod connection;
+mod limits;
 mod private;
 
 use std::{cell::RefCell, io, rc::Rc, time::Duration};
 
+use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::JoinSet,
+    task::{JoinSet, spawn_local},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{dispatch::Proxy, resp};
+use crate::dispatch::Proxy;
 use connection::Connection;
+
+pub use limits::{Limits, OutputLimit};
 
 /// What a client from elsewhere is told while nobody has to log in (Redis's protected mode).
 const DENIED: &[u8] = b"-DENIED Redis is running in protected mode because protected mode is \
@@ -26,21 +30,6 @@ const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 const CHECKS_MAX: usize = 2;
 /// Bytes that one read takes from a client; shared by all clients of a worker.
 const READ_BYTES: usize = 64 << 10;
-
-/// The bounds on clients.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Connections at a time; as Redis's `maxclients`.
-    pub clients_max: usize,
-    /// Bytes of replies that may wait for one client; as `client-output-buffer-limit`.
-    pub output_bytes_max: usize,
-    /// Bytes of one unfinished request; as `client-query-buffer-limit`.
-    pub query_bytes_max: usize,
-    /// Replies that the upstream may owe one client before its input has to wait.
-    pub inflight_max: u32,
-    /// Bounds on single requests.
-    pub request: resp::Limits,
-}
 
 /// What the connections of a worker share.
 struct Shared {
@@ -67,6 +56,7 @@ pub async fn serve(
         checks: Semaphore::new(CHECKS_MAX),
         draining: draining.clone(),
     });
+    let sweeping = spawn_local(limits::sweep(Rc::clone(&shared)));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -96,6 +86,7 @@ pub async fn serve(
         () = finished => {}
         () = give_up.cancelled() => {}
     }
+    sweeping.abort();
 }
 
 /// Lets a client in, or tells it why not.
@@ -115,7 +106,8 @@ fn admit(shared: &Rc<Shared>, stream: TcpStream, connections: &mut JoinSet<()>) 
         let _ = stream.try_write(text);
         return;
     }
-    if let Err(error) = stream.set_nodelay(true) {
+    let ready = stream.set_nodelay(true).and_then(|()| keep_alive(&stream, &shared.limits));
+    if let Err(error) = ready {
         debug!(%error, "a client left at once");
         return;
     }
@@ -123,6 +115,20 @@ fn admit(shared: &Rc<Shared>, stream: TcpStream, connections: &mut JoinSet<()>) 
     let connection = Connection::enter(Rc::clone(shared), stream, peer, local);
     metrics.connections_open.set(shared.proxy.clients.len() as u64);
     connections.spawn_local(connection.run());
+}
+
+/// Has the system find out about clients that are gone without a word, as Redis does: a probe after
+/// that time, then three in the same time again.
+fn keep_alive(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+    if limits.keepalive_seconds == 0 {
+        return Ok(());
+    }
+    let pause = Duration::from_secs(limits.keepalive_seconds);
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, pause)?;
+    sockopt::set_tcp_keepintvl(stream, (pause / 3).max(Duration::from_secs(1)))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    Ok(())
 }
 
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {

@@ -121,7 +121,8 @@ fn stay(address: &str) -> u64 {
 
 #[test]
 fn b5_a_client_that_never_reads_is_cut_and_costs_bounded_memory() {
-    let config = format!("[limits]\noutput_bytes_max = \"4MiB\"\n{OPEN_SCHEMA}");
+    let config =
+        format!("[limits]\nclient-output-buffer-limit = \"normal 4MiB 0 0\"\n{OPEN_SCHEMA}");
     let setup = redis_setup(&config);
     let value = "v".repeat(400);
     let mut hset = vec!["HSET".to_owned(), "user:big".to_owned()];
@@ -298,5 +299,126 @@ fn b14_a_protocol_error_comes_behind_the_replies_before_it_and_then_the_close() 
         assert_eq!(lines.len(), 501, "{broken:?}");
         assert!(lines[..500].iter().all(|line| line.starts_with(b":")), "{broken:?}");
         assert_bytes(broken, lines[500], text.as_bytes());
+    }
+}
+
+/// The words of a line, as one command.
+fn words(line: &str) -> Vec<u8> {
+    encode(&line.split_whitespace().collect::<Vec<_>>())
+}
+
+#[test]
+fn more_than_maxclients_are_turned_away_in_the_words_of_redis() {
+    let bare = Redis::with_options(&["--maxclients", "2"]);
+    let setup = redis_setup(&format!("[limits]\nmaxclients = 2\n{OPEN_SCHEMA}"));
+    let refusal = |address: &str| {
+        let mut two = [Client::connect(address), Client::connect(address)];
+        two.iter_mut().for_each(|client| client.assert_reply("PING", b"+PONG\r\n"));
+        Client::connect(address).read_to_close()
+    };
+    wait_until("the test's first connection to be gone", BOUND, || {
+        (metric(&setup, "connections_open") < 0.5).then_some(())
+    });
+    assert_bytes("refusal", &refusal(&setup.proxy.address()), &refusal(&bare.address()));
+    setup.proxy.client().assert_reply("PING", b"+PONG\r\n");
+}
+
+#[test]
+fn idle_clients_are_cut_but_for_those_that_wait_for_others() {
+    let setup = redis_setup(&format!("[limits]\ntimeout = 1\n{OPEN_SCHEMA}"));
+    let mut idle = setup.proxy.client();
+    let mut waiting: Vec<Client> =
+        ["SUBSCRIBE a", "MONITOR", "BLPOP list 0"].map(|line| connected(&setup, line)).into();
+    let mut active = setup.proxy.client();
+    idle.assert_reply("PING", b"+PONG\r\n");
+    let start = Instant::now();
+    let mut cut_after = None;
+    while start.elapsed() < Duration::from_secs(5) {
+        active.assert_reply("PING", b"+PONG\r\n");
+        if cut_after.is_none() && metric(&setup, "connections_idle_total") > 0.5 {
+            cut_after = Some(start.elapsed());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(idle.read_to_close(), b"");
+    let cut_after = cut_after.expect("an idle client is counted");
+    assert!(cut_after > Duration::from_secs(1), "cut after {cut_after:?}");
+    assert!(metric(&setup, "connections_idle_total") < 1.5, "only one was idle");
+    active.assert_reply("RPUSH list x", b":1\r\n");
+    active.assert_reply("PUBLISH a x", b":1\r\n");
+    let heard: Vec<Vec<u8>> = waiting.iter_mut().map(Client::reply_bytes).collect();
+    assert_bytes("message", &heard[0], b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n");
+    assert_bytes("popped", &heard[2], b"*2\r\n$4\r\nlist\r\n$1\r\nx\r\n");
+}
+
+/// A client that has said one thing and got its answer, if it gets one at once.
+fn connected(setup: &Setup, line: &str) -> Client {
+    let mut client = setup.proxy.client();
+    client.send(words(line));
+    if !line.starts_with("BLPOP") {
+        client.reply();
+    }
+    client
+}
+
+#[test]
+fn a_subscriber_above_the_soft_limit_is_cut_after_its_time_and_not_before() {
+    let limit = "client-output-buffer-limit = \"pubsub 0 64KiB 1\"";
+    let setup = redis_setup(&format!("[limits]\n{limit}\n{OPEN_SCHEMA}"));
+    let mut subscriber = connected(&setup, "SUBSCRIBE news");
+    let mut publisher = setup.proxy.client();
+    let message = "x".repeat(1 << 20);
+    let output = |client: &mut Client| {
+        let list = client.command(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+        let list = String::from_utf8_lossy(list.bytes()).into_owned();
+        let omem = list.split(' ').find_map(|field| field.strip_prefix("omem="));
+        omem.map(|bytes| bytes.parse::<usize>().expect("a number"))
+    };
+    let start = Instant::now();
+    while output(&mut publisher).expect("a subscriber") < 1 << 20 {
+        publisher.command(&["PUBLISH", "news", &message]);
+        assert!(start.elapsed() < BOUND, "the system takes everything");
+    }
+    let above = Instant::now();
+    wait_until("the subscriber to be cut", BOUND, || {
+        output(&mut publisher).is_none().then_some(())
+    });
+    assert!(above.elapsed() > Duration::from_millis(900), "cut after {:?}", above.elapsed());
+    assert!(metric(&setup, "connections_cut_total") > 0.5);
+    assert!(subscriber.read_to_close().len() > 64 << 10);
+}
+
+#[test]
+fn arguments_above_proto_max_bulk_len_are_refused_as_by_redis() {
+    let bare = Redis::with_options(&["--proto-max-bulk-len", "1mb"]);
+    let setup = redis_setup(&format!("[limits]\nproto-max-bulk-len = \"1MiB\"\n{OPEN_SCHEMA}"));
+    for header in ["*2\r\n$4\r\nECHO\r\n$1048577\r\n", "*1\r\n$99999999999\r\n"] {
+        let replies = [bare.client(), setup.proxy.client()].map(|mut client| {
+            client.send(header);
+            client.read_to_close()
+        });
+        assert_bytes(header, &replies[1], &replies[0]);
+        assert!(!replies[0].is_empty());
+    }
+    let most = "v".repeat(1 << 20);
+    assert_eq!(setup.proxy.client().command(&["ECHO", &most]), Reply::text(&most));
+}
+
+#[test]
+fn the_system_probes_silent_clients() {
+    for (config, expected) in [("", "02"), ("[limits]\ntcp-keepalive = 0\n", "00")] {
+        let setup = redis_setup(&format!("{config}{OPEN_SCHEMA}"));
+        let mut client = setup.proxy.client();
+        client.assert_reply("PING", b"+PONG\r\n");
+        // The proxy's end of the connection: its port, state established, and which timer runs.
+        let port = format!(":{:04X}", setup.proxy.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+        let timers: Vec<&str> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|row| row.len() > 5 && row[1].ends_with(&port) && row[3] == "01")
+            .map(|row| if row[5].starts_with("02") { "02" } else { "00" })
+            .collect();
+        assert_eq!(timers, [expected], "{config:?}");
     }
 }

@@ -7,6 +7,7 @@
 
 mod admin;
 mod bad_input;
+mod client_command;
 mod client_matrix;
 mod clients_and_limits;
 mod command_line;
@@ -18,6 +19,7 @@ mod handshakes;
 mod journal_faults;
 mod known_bugs;
 mod link_faults;
+mod local_replies;
 mod mixed_load;
 mod private;
 mod readme_commands;

@@ -595,7 +595,7 @@ fn a_lost_link_is_an_error_for_what_was_on_it_and_the_end_of_who_relies_on_it() 
 #[test]
 fn a_subscriber_that_does_not_read_is_cut() {
     let options = Proxy::options().config(
-        "[limits]\noutput_bytes_max = \"1MiB\"\n[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\n",
+        "[limits]\nclient-output-buffer-limit = \"pubsub 1MiB 0 0\"\n[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\n",
     );
     let setup = setup_with(options);
     let mut subscriber = setup.proxy.client();
@@ -636,7 +636,6 @@ fn the_embedded_store_names_the_flag_that_is_missing() {
         "MONITOR",
         "CLIENT TRACKING ON",
         "CLIENT TRACKINGINFO",
-        "CLIENT NO-EVICT ON",
         "SELECT 1",
     ] {
         client.send(words(line));
