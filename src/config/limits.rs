@@ -18,7 +18,10 @@ const BYTES_MIN: usize = 1 << 20;
 const BACKLOG_MAX: usize = 65_535;
 
 /// Longest time before the first probe of TCP keep-alive that Linux takes.
-const KEEPALIVE_SECONDS_MAX: u64 = 32_767;
+const KEEPALIVE_SECONDS_MAX: usize = 32_767;
+
+/// Places in a request are kept in 32 bits.
+const QUERY_BYTES_MAX: usize = 2 << 30;
 
 /// Bounds what clients take. The defaults are Redis's own where Redis has the limit.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -34,7 +37,8 @@ pub struct Limits {
     /// Connections that wait to be accepted; default 511, at least 1.
     #[serde(rename = "tcp-backlog")]
     pub tcp_backlog: usize,
-    /// One client's unread commands in bytes; default 1 GiB, at least `proto-max-bulk-len`.
+    /// One client's unread commands in bytes; default 1 GiB, at least `proto-max-bulk-len` and
+    /// at most 2 GiB.
     #[serde(rename = "client-query-buffer-limit", deserialize_with = "bytes")]
     pub client_query_buffer_limit: usize,
     /// One argument in bytes; default 512 MiB, at least 1 MiB.
@@ -80,13 +84,14 @@ impl Limits {
             ("arguments_max", self.arguments_max, 1024, "1024"),
         ];
         let maximums = [
-            ("tcp-backlog", self.tcp_backlog, BACKLOG_MAX),
-            ("tcp-keepalive", keepalive, KEEPALIVE_SECONDS_MAX as usize),
+            ("tcp-backlog", self.tcp_backlog, BACKLOG_MAX, "65535"),
+            ("tcp-keepalive", keepalive, KEEPALIVE_SECONDS_MAX, "32767"),
+            (query.0, query.1, QUERY_BYTES_MAX, "\"2GiB\""),
         ];
         let low = minimums.into_iter().filter(|(_, value, minimum, _)| value < minimum);
         let low = low.map(|(name, _, _, minimum)| format_fault(name, "at least", minimum));
-        let high = maximums.into_iter().filter(|(_, value, maximum)| value > maximum);
-        let high = high.map(|(name, _, most)| format_fault(name, "at most", &most.to_string()));
+        let high = maximums.into_iter().filter(|(_, value, maximum, _)| value > maximum);
+        let high = high.map(|(name, _, _, maximum)| format_fault(name, "at most", maximum));
         low.chain(high).collect()
     }
 }
