@@ -43,6 +43,10 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
                     next = next.max(change.ticket + 1);
                     open.remove(&change.ticket);
                 }
+                Ok(Entry::Flush(flush)) => {
+                    next = next.max(flush.ticket + 1);
+                    open.remove(&flush.ticket);
+                }
                 Ok(Entry::Void(tickets)) => {
                     for ticket in tickets {
                         open.remove(&ticket);

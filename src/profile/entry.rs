@@ -11,18 +11,25 @@
 //!              kind:bytes command:bytes actor:bytes key:bytes
 //!              removed:u32 ( field:bytes )*  set:u32 ( field:bytes value:bytes )*
 //! void    := 3 ( ticket:u64 )*
+//! flush   := 4 ticket:u64 at_ms:u64 command:bytes actor:bytes
 //! bytes   := length:u32 data
 //! flags   := 1 cleared | 2 deleted | 4 expiry set to expires_ms | 8 expiry removed
 //! ```
+//!
+//! A *flush* says that every profile was removed at this point; its intent has the empty key, which
+//! no profile has. A version that does not know it sets it aside as a record of a newer one.
 //!
 //! All numbers are little-endian. The journal's checksum guards the bytes; the decoder still
 //! refuses anything that does not fit, because a record may outlive the version that wrote it.
 
 use thiserror::Error;
 
+use super::flush::Flush;
+
 const INTENT: u8 = 1;
 const CHANGE: u8 = 2;
 const VOID: u8 = 3;
+pub(super) const FLUSH: u8 = 4;
 
 const CLEARED: u8 = 1;
 const DELETED: u8 = 2;
@@ -98,6 +105,8 @@ pub enum Entry<'a> {
     Change(Change<'a>),
     /// These tickets changed nothing.
     Void(Vec<u64>),
+    /// Every profile was removed.
+    Flush(Flush<'a>),
 }
 
 impl<'a> Entry<'a> {
@@ -124,15 +133,20 @@ impl<'a> Entry<'a> {
                 }
                 Ok(Self::Void(tickets))
             }
+            FLUSH => cursor.flush().map(Self::Flush),
             tag => Err(EntryError::UnknownTag(tag)),
         }
     }
 }
 
 impl Entry<'_> {
-    /// Returns the key of an encoded change, which need not be complete yet.
+    /// Returns the key of an encoded change, which need not be complete yet; of a flush the empty
+    /// key, as in its intent.
     #[must_use]
     pub fn decode_key(change: &[u8]) -> Option<&[u8]> {
+        if change.first() == Some(&FLUSH) {
+            return Some(&[]);
+        }
         let mut cursor = Cursor { rest: change.get(EXPIRES_OFFSET + 8..)? };
         for _ in 0..3 {
             cursor.bytes().ok()?;
@@ -175,6 +189,11 @@ impl<'a> Cursor<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| EntryError::NotText)
     }
 
+    fn flush(&mut self) -> Result<Flush<'a>, EntryError> {
+        let (ticket, at_ms) = (self.u64()?, self.u64()?);
+        Ok(Flush { ticket, at_ms, command: self.text()?, actor: self.text()? })
+    }
+
     fn change(&mut self) -> Result<Change<'a>, EntryError> {
         let (ticket, at_ms, flags, expires_ms) =
             (self.u64()?, self.u64()?, self.byte()?, self.u64()?);
@@ -210,7 +229,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     // A bulk string is at most 512 MiB, so the length always fits.
     out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(bytes);
@@ -345,7 +364,7 @@ pub fn mark_deleted(change: &mut [u8]) {
     }
 }
 
-/// Writes the time of an encoded change, which is known only when its reply is here.
+/// Writes the time of an encoded change or flush, which is known only when its reply is here.
 pub fn mark_time(change: &mut [u8], at_ms: u64) {
     if let Some(slot) = change.get_mut(9..17) {
         slot.copy_from_slice(&at_ms.to_le_bytes());

@@ -4,10 +4,12 @@
 //! I/O and knows nothing of Redis, PostgreSQL or clients.
 
 mod entry;
+mod flush;
 mod key;
 
 pub use entry::{
     Change, ChangeBuilder, Entry, EntryError, Expiry, FieldsBuilder, IntentBuilder, VoidBuilder,
     append_value, drop_fields, mark_deleted, mark_expiry, mark_time,
 };
+pub use flush::Flush;
 pub use key::{KeyPattern, KeyPatternError};

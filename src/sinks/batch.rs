@@ -2,7 +2,9 @@
 //! what is set aside.
 //!
 //! Owns the quarantine: once a record of a key is refused, later changes of that key must not be
-//! applied without it, so they are set aside too, in order. Does no I/O.
+//! applied without it, so they are set aside too, in order. A flush is absolute and waits for
+//! nothing: it deletes the rows of quarantined keys like all others, and ends no quarantine. One
+//! that the database refuses is a dead letter without a key. Does no I/O.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -35,6 +37,7 @@ impl<'a> Item<'a> {
     pub(super) fn at_ms(&self) -> Option<u64> {
         match &self.entry {
             Ok(Entry::Change(change)) => Some(change.at_ms),
+            Ok(Entry::Flush(flush)) => Some(flush.at_ms),
             _ => None,
         }
     }
@@ -101,6 +104,13 @@ impl Quarantine {
             let (key, error) = match &item.entry {
                 Ok(Entry::Intent { .. } | Entry::Void(_)) => continue,
                 Err(error) => (None, Cow::Owned(error.to_string())),
+                Ok(Entry::Flush(flush)) => match refused.take() {
+                    Some(error) => (None, Cow::Owned(error)),
+                    None => {
+                        records.push(Record::of_flush(item.sequence, flush));
+                        continue;
+                    }
+                },
                 Ok(Entry::Change(change)) => {
                     let key = change.key;
                     let error = if self.0.contains(key) || new_keys.contains(key) {

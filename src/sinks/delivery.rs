@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::batch::{Item, Quarantine, Work};
 use super::database::{Cursor, Database, Writer};
 use super::error::{DeliveryError, FailureClass, SinkError};
+use super::fold::Record;
 use super::{Config, Status};
 use crate::backoff::Backoff;
 use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
@@ -26,6 +27,8 @@ const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
 const CONTENTION_ATTEMPTS_MAX: u32 = 5;
 /// Failures in a row after which a drain gives up.
 const DRAIN_FAILURES_MAX: u32 = 6;
+/// A transaction with a flush may take this many times as long as any other.
+const FLUSH_PATIENCE: u32 = 60;
 const DISCARD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Delivers one journal to one database.
@@ -339,9 +342,14 @@ impl Delivery {
             records,
             dead,
         };
+        // A flush touches every row that there is.
+        let patience = match work.records.iter().any(Record::is_flush) {
+            true => self.config.timeout.saturating_mul(FLUSH_PATIENCE),
+            false => self.config.timeout,
+        };
         let mut attempts = 1;
         let applied = loop {
-            let applied = timeout(self.config.timeout, self.writer.apply(&work)).await;
+            let applied = timeout(patience, self.writer.apply(&work)).await;
             match applied.unwrap_or_else(|_| Err(timed_out())) {
                 Err(error)
                     if error.class() == FailureClass::Contention

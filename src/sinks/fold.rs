@@ -3,14 +3,21 @@
 //! Promises the same result as applying the changes one by one, without knowing the row. One thing
 //! depends on the row all the same: when its stored expiry falls between two changes of the batch,
 //! the later change starts from nothing. A delta says when that is possible ([`Delta::doubt_ms`]),
-//! and is then folded again with the row's expiry. Does no I/O.
+//! and is then folded again with the row's expiry.
+//!
+//! A flush ends what came before it: each profile of the batch is deleted there, each that comes
+//! later starts from nothing, and the database deletes every other row ([`Folded::flush`]). Does no
+//! I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use foldhash::{HashMap, HashMapExt};
 
 use super::encoding::{Fields, fields_json, names_json};
-use crate::profile::{Change, Expiry};
+use crate::profile::{Change, Expiry, Flush};
+
+/// What a flush has for its key and its kind in the history. No kind is called that.
+const EVERY: &str = "*";
 
 /// One change and its place in the journal.
 #[derive(Debug, Clone)]
@@ -19,7 +26,31 @@ pub(super) struct Record<'a> {
     pub change: Change<'a>,
 }
 
-impl Record<'_> {
+impl<'a> Record<'a> {
+    /// A flush, as the change that the history shows.
+    pub(super) fn of_flush(sequence: u64, flush: &Flush<'a>) -> Self {
+        let &Flush { ticket, at_ms, command, actor } = flush;
+        let change = Change {
+            ticket,
+            at_ms,
+            kind: EVERY,
+            command,
+            actor,
+            key: EVERY.as_bytes(),
+            cleared: false,
+            deleted: true,
+            expiry: Expiry::Unchanged,
+            removed: Vec::new(),
+            set: Vec::new(),
+        };
+        Self { sequence, change }
+    }
+
+    /// Whether every profile was removed.
+    pub(super) fn is_flush(&self) -> bool {
+        self.change.kind == EVERY
+    }
+
     /// Whether the profile has no expiry after the change although it may have had one before.
     pub(super) fn persisted(&self) -> bool {
         match self.change.expiry {
@@ -65,14 +96,15 @@ pub(super) struct Delta<'a> {
 }
 
 impl<'a> Delta<'a> {
-    fn begin(change: &Change<'a>, expires_known_ms: Option<u64>) -> Self {
+    /// `flushed` says that every profile was removed earlier in the batch.
+    fn begin(change: &Change<'a>, expires_known_ms: Option<u64>, flushed: bool) -> Self {
         Self {
             key: change.key,
             kind: change.kind,
             sequence: 0,
             at_ms: change.at_ms,
             first_ms: change.at_ms,
-            cleared: false,
+            cleared: flushed,
             deleted: false,
             expiry: Expiry::Unchanged,
             removed: BTreeSet::new(),
@@ -89,6 +121,15 @@ impl<'a> Delta<'a> {
         self.expiry = Expiry::Unchanged;
         self.removed.clear();
         self.set.clear();
+    }
+
+    /// Every profile was removed; one that was gone already stays as it was.
+    fn flush(&mut self, record: &Record<'_>) {
+        if !self.deleted {
+            self.restart();
+            self.deleted = true;
+            (self.sequence, self.at_ms) = (record.sequence, record.change.at_ms);
+        }
     }
 
     /// Whether the profile is gone at this time, as far as the batch and what is known tell.
@@ -174,6 +215,9 @@ pub(super) struct Folded<'a> {
     pub deltas: Vec<Delta<'a>>,
     /// By the sequence of the snapshot; filled by [`Folded::resolve`].
     pub differences: HashMap<u64, Difference<'a>>,
+    /// The sequence and the time of the first flush: rows that are live before the batch are
+    /// deleted by it.
+    pub flush: Option<(u64, u64)>,
 }
 
 impl<'a> Folded<'a> {
@@ -181,9 +225,15 @@ impl<'a> Folded<'a> {
     pub(super) fn of(records: &[Record<'a>]) -> Self {
         let mut places = HashMap::with_capacity(records.len());
         let mut deltas: Vec<Delta<'a>> = Vec::new();
+        let mut flush = None;
         for record in records {
+            if record.is_flush() {
+                deltas.iter_mut().for_each(|delta| delta.flush(record));
+                flush = flush.or(Some((record.sequence, record.change.at_ms)));
+                continue;
+            }
             let place = *places.entry(record.change.key).or_insert_with(|| {
-                deltas.push(Delta::begin(&record.change, None));
+                deltas.push(Delta::begin(&record.change, None, flush.is_some()));
                 deltas.len() - 1
             });
             if let Some(delta) = deltas.get_mut(place) {
@@ -191,7 +241,7 @@ impl<'a> Folded<'a> {
             }
         }
         deltas.sort_unstable_by_key(|delta| delta.key);
-        Self { deltas, differences: HashMap::new() }
+        Self { deltas, differences: HashMap::new(), flush }
     }
 
     /// Completes the fold for the profiles that need their row; a row that is not given is absent.
@@ -205,7 +255,18 @@ impl<'a> Folded<'a> {
             return;
         }
         let mut started = vec![false; self.deltas.len()];
+        let mut flushed = false;
         for record in records {
+            if record.is_flush() {
+                flushed = true;
+                let places = needy.values().filter(|place| started.get(**place) == Some(&true));
+                for place in places {
+                    if let Some(delta) = self.deltas.get_mut(*place) {
+                        delta.flush(record);
+                    }
+                }
+                continue;
+            }
             let Some(&place) = needy.get(record.change.key) else { continue };
             let (Some(delta), Some(started)) = (self.deltas.get_mut(place), started.get_mut(place))
             else {
@@ -213,7 +274,7 @@ impl<'a> Folded<'a> {
             };
             let row = rows.get(record.change.key).unwrap_or(&absent);
             if !std::mem::replace(started, true) {
-                *delta = Delta::begin(&record.change, row.expires_ms);
+                *delta = Delta::begin(&record.change, row.expires_ms, flushed);
             }
             if record.change.cleared && !record.change.deleted {
                 let before = state_before(delta, row, record.change.at_ms);

@@ -193,6 +193,9 @@ impl Writer {
             let rows = needed_rows(&mut transaction, &folded.deltas).await?;
             folded.resolve(&work.records, &rows);
         }
+        if let Some((sequence, at_ms)) = folded.flush {
+            flush(&mut transaction, work.source, sequence, at_ms).await?;
+        }
         if !work.records.is_empty() {
             insert_history(&mut transaction, work.source, &work.records, &folded).await?;
             upsert(&mut transaction, work.source, &folded.deltas).await?;
@@ -288,6 +291,25 @@ async fn needed_rows(
         found.insert(key, Row { fields, expires_ms, deleted: row.try_get(3)? });
     }
     Ok(found)
+}
+
+/// Deletes every row that is live before the batch.
+async fn flush(
+    connection: &mut PgConnection,
+    source: &str,
+    sequence: u64,
+    at_ms: u64,
+) -> Result<(), SinkError> {
+    // It is for all rows, so this once a scan is what is wanted.
+    sqlx::raw_sql("set local enable_seqscan to on").execute(&mut *connection).await?;
+    sqlx::query(sql::FLUSH)
+        .bind(source)
+        .bind(sequence.cast_signed())
+        .bind(Timestamp::from_ms(at_ms))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::raw_sql("set local enable_seqscan to off").execute(&mut *connection).await?;
+    Ok(())
 }
 
 async fn insert_history(

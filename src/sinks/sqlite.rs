@@ -72,6 +72,11 @@ const REPLACE_PROFILE: &str = " on conflict (key) do update set kind = excluded.
 const INSERT_DEAD_LETTERS: &str =
     "insert into dead_letters (source, sequence, key, error, record, at) ";
 
+/// A flush: every profile becomes a tombstone.
+const FLUSH: &str = "\
+    update profiles set fields = '{}', expires_at = null, updated_at = ?3, deleted_at = ?3, \
+    source = ?1, sequence = ?2 where deleted_at is null";
+
 const PAGE: &str = "\
     select key, kind, fields, expires_at from profiles \
     where key >= ?1 and deleted_at is null and (expires_at is null or expires_at > ?2) \
@@ -222,6 +227,14 @@ impl Writer {
         if !work.records.is_empty() {
             let rows = rows(&mut transaction, &folded.deltas).await?;
             folded.resolve(&work.records, &rows);
+            if let Some((sequence, at_ms)) = folded.flush {
+                sqlx::query(FLUSH)
+                    .bind(work.source)
+                    .bind(sequence.cast_signed())
+                    .bind(stored_ms(at_ms))
+                    .execute(&mut *transaction)
+                    .await?;
+            }
             insert_history(&mut transaction, work.source, &work.records, &folded).await?;
             upsert(&mut transaction, work.source, &folded.deltas, rows).await?;
         }

@@ -59,6 +59,8 @@ pub(super) const NEEDED_ROWS: &str = "\
     join profiles p on p.key = needed.key \
     where needed.snapshot or (p.expires_at >= needed.after and p.expires_at < needed.until)";
 
+/// One row per record. A flush is one row, too: key and kind `*`, `deleted`, nothing changed. It says
+/// that every profile was removed at that place; no kind is called `*`, so `kind` tells it apart.
 pub(super) const INSERT_HISTORY: &str = "\
     insert into history (source, sequence, key, kind, at, actor, command, changed, removed, \
         deleted, cleared, expires_at, persisted) \
@@ -109,6 +111,12 @@ pub(super) const UPSERT: &str = "\
         on conflict (key) do nothing \
         returning 1 \
     ) select (select count(*) from updated) + (select count(*) from inserted)";
+
+/// A flush: every profile becomes a tombstone.
+pub(super) const FLUSH: &str = "\
+    update profiles set fields = '{}', expires_at = null, updated_at = $3, deleted_at = $3, \
+        source = $1, sequence = $2 \
+    where deleted_at is null";
 
 pub(super) const PAGE: &str = "\
     select key, kind, fields::text, expires_at from profiles \

@@ -4,13 +4,14 @@ use foldhash::{HashMap, HashMapExt};
 use proptest::prelude::*;
 
 use super::model::{Model, Write, write, writes};
-use crate::profile::{Change, Entry, Expiry};
+use crate::profile::{Entry, Expiry};
 use crate::sinks::encoding::Fields;
 use crate::sinks::fold::{Delta, Folded, Record, Row};
 
-fn change(record: &[u8]) -> Change<'_> {
+fn record(sequence: u64, record: &[u8]) -> Record<'_> {
     match Entry::decode(record) {
-        Ok(Entry::Change(change)) => change,
+        Ok(Entry::Change(change)) => Record { sequence, change },
+        Ok(Entry::Flush(flush)) => Record::of_flush(sequence, &flush),
         other => panic!("not a change: {other:?}"),
     }
 }
@@ -26,10 +27,8 @@ fn asked_for(delta: &Delta<'_>, row: &Row) -> bool {
 
 fn fold_over(row: &Row, key: &[u8], writes: &[Write]) -> HashMap<Vec<u8>, Row> {
     let encoded: Vec<_> = writes.iter().map(Write::record).collect();
-    let records: Vec<_> = (1..)
-        .zip(&encoded)
-        .map(|(sequence, bytes)| Record { sequence, change: change(bytes) })
-        .collect();
+    let records: Vec<_> =
+        (1..).zip(&encoded).map(|(sequence, bytes)| record(sequence, bytes)).collect();
     let mut folded = Folded::of(&records);
     let mut given = HashMap::new();
     for delta in folded.deltas.iter().filter(|delta| delta.key == key && asked_for(delta, row)) {
@@ -84,6 +83,21 @@ fn a_profile_whose_last_field_goes_is_only_deleted_when_the_change_says_so() {
     assert_eq!(after[&b"user:1"[..]], Row::default());
     let writes = [writes[0].clone(), Write { deleted: true, ..gone }];
     let after = fold_over(&Row::default(), b"user:1", &writes);
+    assert_eq!(after[&b"user:1"[..]], Row { deleted: true, ..Row::default() });
+}
+
+#[test]
+fn what_comes_behind_a_flush_in_its_batch_starts_from_nothing() {
+    let row = Row { fields: Fields::from([(b"old".to_vec(), b"1".to_vec())]), ..Row::default() };
+    let row = Row { expires_ms: Some(900), ..row };
+    let (before, behind) = (Write::set("user:1", 1, "a", "1"), Write::set("user:1", 3, "b", "2"));
+    let fields = Fields::from([(b"b".to_vec(), b"2".to_vec())]);
+    let fresh = Row { fields, expires_ms: None, deleted: false };
+    let after = fold_over(&row, b"user:1", &[before.clone(), Write::flush(2), behind.clone()]);
+    assert_eq!(after[&b"user:1"[..]], fresh);
+    let after = fold_over(&row, b"user:1", &[Write::flush(2), behind]);
+    assert_eq!(after[&b"user:1"[..]], fresh);
+    let after = fold_over(&row, b"user:1", &[before, Write::flush(2)]);
     assert_eq!(after[&b"user:1"[..]], Row { deleted: true, ..Row::default() });
 }
 

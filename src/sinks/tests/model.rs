@@ -8,7 +8,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::profile::{ChangeBuilder, Expiry};
+use crate::profile::{ChangeBuilder, Expiry, Flush};
 use crate::sinks::encoding::{Fields, fields_json, name_text};
 use crate::sinks::fold::Row;
 
@@ -21,6 +21,8 @@ pub(super) struct Write {
     pub(super) expiry: Expiry,
     pub(super) removed: Vec<Vec<u8>>,
     pub(super) set: Fields,
+    /// Every profile was removed; only the time counts.
+    pub(super) flush: bool,
 }
 
 impl Write {
@@ -34,7 +36,12 @@ impl Write {
             expiry: Expiry::Unchanged,
             removed: Vec::new(),
             set: Fields::from([(field.into(), value.into())]),
+            flush: false,
         }
+    }
+
+    pub(super) fn flush(at_ms: u64) -> Write {
+        Write { flush: true, ..Write::delete("*", at_ms) }
     }
 
     pub(super) fn delete(key: &str, at_ms: u64) -> Write {
@@ -47,6 +54,11 @@ impl Write {
 
     pub(super) fn record(&self) -> Vec<u8> {
         let mut out = Vec::new();
+        if self.flush {
+            let (ticket, at_ms) = (1, self.at_ms);
+            Flush { ticket, at_ms, command: "hset", actor: "app" }.encode(&mut out);
+            return out;
+        }
         let mut builder =
             ChangeBuilder::begin(&mut out, 1, self.at_ms, "user", "hset", "app", &self.key);
         builder.expiry(self.expiry);
@@ -92,7 +104,19 @@ impl Model {
         self.profiles.get(key).map(|profile| profile.row.clone())
     }
 
+    fn flush(&mut self, sequence: u64, at_ms: u64) {
+        for profile in self.profiles.values_mut().filter(|profile| !profile.row.deleted) {
+            profile.row = Row { deleted: true, ..Row::default() };
+            (profile.updated_ms, profile.sequence) = (at_ms, sequence);
+            profile.deleted_ms = Some(at_ms);
+        }
+    }
+
     pub(super) fn apply(&mut self, sequence: u64, write: &Write) {
+        if write.flush {
+            self.flush(sequence, write.at_ms);
+            return self.history.push(history_row(sequence, write, &Fields::new()));
+        }
         let profile = self.profiles.entry(write.key.clone()).or_default();
         let expired = profile.row.expires_ms.is_some_and(|at| at < write.at_ms);
         if profile.row.deleted || expired {
@@ -207,10 +231,13 @@ pub(super) fn write(base_ms: u64) -> impl Strategy<Value = Write> {
     ];
     let fields = btree_map(name(), value, 0..4);
     let removed = vec(name(), 0..3);
-    (key, moment, 0..8_u8, expiry, removed, fields).prop_map(
-        |(key, at_ms, sort, expiry, removed, set)| {
-            let (cleared, deleted) = (sort == 0, sort == 1);
-            Write { key, at_ms, cleared, deleted, expiry, removed, set }
+    (key, moment, 0..16_u8, expiry, removed, fields).prop_map(
+        |(key, at_ms, sort, expiry, removed, set)| match sort {
+            0 => Write::flush(at_ms),
+            _ => {
+                let (cleared, deleted) = (sort < 3, sort == 3 || sort == 4);
+                Write { key, at_ms, cleared, deleted, expiry, removed, set, flush: false }
+            }
         },
     )
 }

@@ -65,6 +65,26 @@ async fn a_refused_record_is_set_aside_with_its_key_and_blocks_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_flush_removes_profiles_that_are_set_aside_and_ends_nothing_else() {
+    for target in Target::both().await {
+        let mut log = Log::new();
+        log.deliver(&target, 1).await;
+        refuse_poison(&target).await;
+        let set = |at_ms, value| Write::set("user:1", at_ms, "a", value).record();
+        let other = |at_ms| Write::set("user:2", at_ms, "a", "fine").record();
+        log.append(&[set(1, "fine"), set(2, "poison"), other(2)]);
+        log.deliver(&target, 10).await;
+        log.append(&[Write::flush(3).record(), set(4, "fine"), other(5)]);
+        log.deliver(&target, 10).await;
+        let live = "profiles where deleted_at is null";
+        assert_eq!(target.count(live).await, 1, "{}", target.url);
+        assert_eq!(dead_sequences(&target).await, [2, 5]);
+        let flushes = "history where kind = '*' and key = '*' and sequence = 4";
+        assert_eq!(target.count(flushes).await, 1);
+    }
+}
+
+#[tokio::test]
 async fn a_record_of_a_newer_version_is_set_aside_as_it_is() {
     for target in Target::both().await {
         let mut log = Log::new();
