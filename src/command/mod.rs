@@ -42,6 +42,10 @@ pub enum Keys {
     Counted(usize),
     /// As `Counted`, and argument 1 is a destination.
     CountedInto(usize),
+    /// The first, and whatever follows `STORE` or `STOREDIST`, without which nothing is written.
+    Storing,
+    /// After `STREAMS`, in the first half of what is left.
+    Streams,
     /// Options decide; each argument is taken for a possible key.
     Any,
 }
@@ -87,6 +91,8 @@ pub enum Route {
     Profile(ProfileWrite),
     /// The upstream, untouched. A write among these is refused on a profile key.
     Forward,
+    /// The upstream; it takes every profile with it, and the proxy journals that.
+    Flush,
     /// The proxy, which queues commands between MULTI and EXEC.
     Transaction(Transaction),
     /// The upstream, on a private link.
@@ -168,16 +174,15 @@ pub enum Transaction {
 pub enum Refusal {
     /// It would lead a client, or the data, around the proxy.
     Bypass,
-    /// It would take every profile with it.
-    EveryProfile,
+    /// It would exchange the profiles' database for another.
+    ProfilesDatabase,
 }
 
 impl Spec {
     /// Tells whether a request has a number of arguments that the command takes.
     #[must_use]
     pub fn takes(&self, arguments: usize) -> bool {
-        let least = usize::from(self.arity.unsigned_abs());
-        if self.arity < 0 { arguments >= least } else { arguments == least }
+        takes(self.arity, arguments)
     }
 
     /// Returns the position of the row in [`TABLE`], for counters kept per command.
@@ -190,18 +195,38 @@ impl Spec {
 
     /// Returns the keys of a request, or everything that could be one.
     pub fn keys<'a>(&self, request: &Request<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.keys.of(request)
+    }
+
+    /// Tells whether a request may write to a key.
+    #[must_use]
+    pub fn writes(&self, request: &Request<'_>) -> bool {
+        match self.keys {
+            Keys::Storing => request.arguments(2).any(is_store),
+            _ => self.access == Access::Write,
+        }
+    }
+}
+
+impl Keys {
+    /// Returns the keys of a request, or everything that could be one.
+    pub fn of<'a>(self, request: &Request<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let length = request.len();
         let counted = |at: usize| {
             let declared = crate::resp::parse_integer(request.argument(at)).unwrap_or(0);
             let count = usize::try_from(declared).unwrap_or(0);
             (at + 1, at.saturating_add(count).min(length.saturating_sub(1)))
         };
-        let (first, last, step, destination) = match self.keys {
-            Keys::None => (1, 0, 1, false),
-            Keys::Any => (1, length.saturating_sub(1), 1, false),
-            Keys::Counted(at) => (counted(at).0, counted(at).1, 1, false),
-            Keys::CountedInto(at) => (counted(at).0, counted(at).1, 1, true),
-            Keys::Range(first, last, step) => {
+        let (first, last, step, destination) = match self {
+            Self::None => (1, 0, 1, false),
+            Self::Any | Self::Storing => (1, length.saturating_sub(1), 1, false),
+            Self::Streams => {
+                let (first, last) = streams(request);
+                (first, last, 1, false)
+            }
+            Self::Counted(at) => (counted(at).0, counted(at).1, 1, false),
+            Self::CountedInto(at) => (counted(at).0, counted(at).1, 1, true),
+            Self::Range(first, last, step) => {
                 let last = match usize::try_from(last) {
                     Ok(last) => last.min(length.saturating_sub(1)),
                     Err(_) => length.saturating_sub(usize::from(last.unsigned_abs())),
@@ -211,9 +236,41 @@ impl Spec {
         };
         let request = *request;
         let into = destination.then(|| request.argument(1));
-        let range = (first..=last).step_by(step.max(1)).map(move |at| request.argument(at));
-        into.into_iter().chain(range)
+        // An option of that kind needs an argument, so the first can be no destination by itself.
+        let is_key = move |at: usize| {
+            self != Self::Storing || at == 1 || at > 2 && is_store(request.argument(at - 1))
+        };
+        let places = (first..=last).step_by(step.max(1)).filter(move |at| is_key(*at));
+        into.into_iter().chain(places.map(move |at| request.argument(at)))
     }
+}
+
+fn is_store(argument: &[u8]) -> bool {
+    argument.eq_ignore_ascii_case(b"store") || argument.eq_ignore_ascii_case(b"storedist")
+}
+
+/// The first and last key of XREAD and XREADGROUP, as `xreadGetKeys` of Redis finds them. Behind an
+/// option that is not known here each argument is taken for a key.
+fn streams(request: &Request<'_>) -> (usize, usize) {
+    let mut at = 1;
+    let last = request.len().saturating_sub(1);
+    while at <= last {
+        at += match request.argument(at).to_ascii_lowercase().as_slice() {
+            b"streams" => return (at + 1, at + (last - at) / 2),
+            b"block" | b"count" | b"claim" => 2,
+            b"group" => 3,
+            b"noack" => 1,
+            _ => return (at, last),
+        };
+    }
+    (1, 0)
+}
+
+/// Tells whether an arity allows a number of arguments, the name among them.
+#[must_use]
+pub fn takes(arity: i16, arguments: usize) -> bool {
+    let least = usize::from(arity.unsigned_abs());
+    if arity < 0 { arguments >= least } else { arguments == least }
 }
 
 /// Finds the row of a command; upper and lower case are the same.
@@ -323,9 +380,33 @@ mod tests {
         assert_eq!(keys_of("ZUNIONSTORE d 2 a b WEIGHTS 1 2"), ["d", "a", "b"]);
         assert_eq!(keys_of("OBJECT ENCODING k"), ["k"]);
         assert_eq!(keys_of("OBJECT HELP"), Vec::<String>::new());
-        assert_eq!(keys_of("SORT a STORE b"), ["a", "STORE", "b"]);
+        assert_eq!(keys_of("SORT a BY b->c GET d STORE e LIMIT 0 9 store f"), ["a", "e", "f"]);
+        assert_eq!(keys_of("SORT a STORE"), ["a"]);
+        assert_eq!(keys_of("GEORADIUS a 1 2 3 m STORE b WITHDIST StoreDist c"), ["a", "b", "c"]);
+        assert_eq!(keys_of("XREAD COUNT 2 BLOCK 0 STREAMS a b 0 0"), ["a", "b"]);
+        assert_eq!(keys_of("XREADGROUP GROUP streams b NOACK STREAMS a >"), ["a"]);
+        assert_eq!(keys_of("XREADGROUP GROUP g c NEW a b"), ["NEW", "a", "b"]);
+        assert_eq!(keys_of("XREAD STREAMS"), Vec::<String>::new());
         assert_eq!(keys_of("PING"), Vec::<String>::new());
         assert_eq!(keys_of("DEL"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_sort_writes_only_where_it_stores() {
+        for (line, writes) in [
+            ("SORT a BY b GET c", false),
+            ("SORT a STORE b", true),
+            ("GEORADIUS a 1 2 3 m", false),
+            ("GEORADIUSBYMEMBER a b 2 m storedist c", true),
+            ("SET a b", true),
+            ("GET a", false),
+        ] {
+            let request = format!("{line}\r\n");
+            let mut scanner = Scanner::new(Limits::default());
+            let length = scanner.scan(request.as_bytes()).unwrap().unwrap();
+            let request = scanner.request(&request.as_bytes()[..length]);
+            assert_eq!(find(request.argument(0)).unwrap().writes(&request), writes, "{line}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The command table: every fact about a command is one row here, and nowhere else.
 //!
 //! Name, arity and key positions are those that `COMMAND` of Redis 7.0 reports, with the hash
-//! commands of 7.4 and 8 added. A command that is not here is unknown to the proxy: it is forwarded
-//! where none of its arguments could be a profile, and refused where one could.
+//! commands of 7.4 and 8 added. A command that is not here is unknown to the proxy; what it is, the
+//! upstream is asked (`dispatch/lexicon.rs`).
 
 use super::{
     Access::{self, Neither, Read, Write},
@@ -10,15 +10,15 @@ use super::{
         self, Bitmap, Connection, Geo, Hash, HyperLogLog, Keyspace, List, PubSub, Scripting,
         Server, Set, SortedSet, Stream, String,
     },
-    Keys::{self, Any, Counted, CountedInto, None, Range},
+    Keys::{self, Any, Counted, CountedInto, None, Range, Storing, Streams},
     Local::{Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, Quit, Reset, Select},
     Private::{Blocking, Monitor, StreamRead, Subscribe, Wait},
     ProfileWrite::{
         Delete, Expire, Increment, IncrementFloat, Persist, RemoveFields, Replace, Script,
         SetAbsent, SetFields,
     },
-    Refusal::{Bypass, EveryProfile},
-    Route::{self, Forward, Local, Private, Profile, Refused, Transaction},
+    Refusal::{Bypass, ProfilesDatabase},
+    Route::{self, Flush, Forward, Local, Private, Profile, Refused, Transaction},
     Spec,
     Transaction::{Discard, Exec, Multi, Unwatch, Watch},
 };
@@ -81,16 +81,16 @@ pub static TABLE: &[Spec] = &[
     row("failover", -1, None, Neither, Server, Refused(Bypass)),
     row("fcall", -3, Counted(2), Write, Scripting, Profile(Script)),
     row("fcall_ro", -3, Counted(2), Read, Scripting, Forward),
-    row("flushall", -1, None, Write, Keyspace, Refused(EveryProfile)),
-    row("flushdb", -1, None, Write, Keyspace, Refused(EveryProfile)),
+    row("flushall", -1, None, Write, Keyspace, Flush),
+    row("flushdb", -1, None, Write, Keyspace, Flush),
     row("function", -2, None, Neither, Scripting, Forward),
     row("geoadd", -5, Range(1, 1, 1), Write, Geo, Forward),
     row("geodist", -4, Range(1, 1, 1), Read, Geo, Forward),
     row("geohash", -2, Range(1, 1, 1), Read, Geo, Forward),
     row("geopos", -2, Range(1, 1, 1), Read, Geo, Forward),
-    row("georadius", -6, Any, Write, Geo, Forward),
+    row("georadius", -6, Storing, Write, Geo, Forward),
     row("georadius_ro", -6, Range(1, 1, 1), Read, Geo, Forward),
-    row("georadiusbymember", -5, Any, Write, Geo, Forward),
+    row("georadiusbymember", -5, Storing, Write, Geo, Forward),
     row("georadiusbymember_ro", -5, Range(1, 1, 1), Read, Geo, Forward),
     row("geosearch", -7, Range(1, 1, 1), Read, Geo, Forward),
     row("geosearchstore", -8, Range(1, 2, 1), Write, Geo, Forward),
@@ -219,8 +219,8 @@ pub static TABLE: &[Spec] = &[
     row("smembers", 2, Range(1, 1, 1), Read, Set, Forward),
     row("smismember", -3, Range(1, 1, 1), Read, Set, Forward),
     row("smove", 4, Range(1, 2, 1), Write, Set, Forward),
-    row("sort", -2, Any, Write, Keyspace, Forward),
-    row("sort_ro", -2, Any, Read, Keyspace, Forward),
+    row("sort", -2, Storing, Write, Keyspace, Forward),
+    row("sort_ro", -2, Range(1, 1, 1), Read, Keyspace, Forward),
     row("spop", -2, Range(1, 1, 1), Write, Set, Forward),
     row("spublish", 3, Range(1, 1, 1), Neither, PubSub, Forward),
     row("srandmember", -2, Range(1, 1, 1), Read, Set, Forward),
@@ -233,7 +233,7 @@ pub static TABLE: &[Spec] = &[
     row("sunion", -2, Range(1, -1, 1), Read, Set, Forward),
     row("sunionstore", -3, Range(1, -1, 1), Write, Set, Forward),
     row("sunsubscribe", -1, Range(1, -1, 1), Neither, PubSub, Private(Subscribe)),
-    row("swapdb", 3, None, Write, Keyspace, Refused(EveryProfile)),
+    row("swapdb", 3, None, Write, Keyspace, Refused(ProfilesDatabase)),
     row("sync", 1, None, Neither, Server, Refused(Bypass)),
     row("time", 1, None, Neither, Server, Forward),
     row("touch", -2, Range(1, -1, 1), Read, Keyspace, Forward),
@@ -255,8 +255,8 @@ pub static TABLE: &[Spec] = &[
     row("xlen", 2, Range(1, 1, 1), Read, Stream, Forward),
     row("xpending", -3, Range(1, 1, 1), Read, Stream, Forward),
     row("xrange", -4, Range(1, 1, 1), Read, Stream, Forward),
-    row("xread", -4, Any, Read, Stream, Private(StreamRead)),
-    row("xreadgroup", -7, Any, Write, Stream, Private(StreamRead)),
+    row("xread", -4, Streams, Read, Stream, Private(StreamRead)),
+    row("xreadgroup", -7, Streams, Write, Stream, Private(StreamRead)),
     row("xrevrange", -4, Range(1, 1, 1), Read, Stream, Forward),
     row("xsetid", -3, Range(1, 1, 1), Write, Stream, Forward),
     row("xtrim", -4, Range(1, 1, 1), Write, Stream, Forward),

@@ -76,7 +76,7 @@ impl Proxy {
         if !up {
             return Err(CommandError::UpstreamDown);
         }
-        self.ledger.borrow().room().map_err(CommandError::Journal)?;
+        self.room()?;
         let mut batch = Batch {
             bytes: Vec::new(),
             slots: Vec::new(),

@@ -43,6 +43,7 @@ impl Outcome {
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
             Capture::Replaced | Capture::Scripted => self.replaced(write, notes, bytes),
+            Capture::Flushed => self.flushed(write, notes, answer_of(write, bytes), now_ms),
             _ => self.single(write, notes, bytes, answer_of(write, bytes), now_ms),
         }
     }

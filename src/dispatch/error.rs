@@ -46,6 +46,10 @@ pub enum CommandError {
     /// The same for a command that the proxy does not know.
     #[error("ERR a command that the proxy does not know is not allowed on a profile key")]
     UnknownOnProfiles,
+    /// A command for channels that the proxy does not know: what it changes on a connection is not
+    /// known either.
+    #[error("ERR a pub/sub command that the proxy does not know is not allowed through the proxy")]
+    UnknownSubscription,
     /// A key that no database index takes.
     #[error("ERR the key of a profile may have at most 1024 bytes")]
     KeyTooLong,
@@ -68,9 +72,9 @@ pub enum CommandError {
         "ERR command '{0}' is not allowed: it would show the users of the Redis behind the proxy"
     )]
     ShowsUsers(&'static str),
-    /// A command that would remove every profile without a trace.
-    #[error("ERR command '{0}' is not allowed: it would remove every profile")]
-    EveryProfile(&'static str),
+    /// A command that would put another database in the place of the profiles'.
+    #[error("ERR command '{0}' is not allowed on the database with the profiles")]
+    ProfilesDatabase(&'static str),
     /// Redis's text.
     #[error("ERR MULTI calls can not be nested")]
     NestedMulti,
@@ -162,7 +166,7 @@ impl CommandError {
     pub(super) fn refused(reason: Refusal, name: &'static str) -> Self {
         match reason {
             Refusal::Bypass => Self::NotThroughProxy(name),
-            Refusal::EveryProfile => Self::EveryProfile(name),
+            Refusal::ProfilesDatabase => Self::ProfilesDatabase(name),
         }
     }
 

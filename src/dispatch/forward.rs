@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Client, CommandError, Proxy, Slot, Step, Upstream, now_ms};
+use super::{Client, CommandError, Proxy, Slot, Upstream, now_ms};
 use crate::{
     command::{Keys, Spec},
     engine::Engine,
@@ -47,34 +47,6 @@ impl Proxy {
             return Err(CommandError::EmbeddedKey);
         }
         Ok(())
-    }
-
-    /// Forwards a command that the table does not know, if nothing in it looks like a profile.
-    pub(super) fn unknown(
-        &self,
-        client: &Rc<Client>,
-        request: &Request<'_>,
-    ) -> Result<Step, CommandError> {
-        // Somebody speaks HTTP. Redis closes the connection then, which must not be the shared one.
-        let first = request.argument(0);
-        if first.eq_ignore_ascii_case(b"post") || first.eq_ignore_ascii_case(b"host:") {
-            return Ok(Step::Close);
-        }
-        if !self.is_let_in(client) {
-            return Err(CommandError::NotAuthenticated);
-        }
-        self.metrics.unknown_command();
-        if request.arguments(1).any(|argument| self.schema.kind_of(argument).is_some()) {
-            return Err(CommandError::UnknownOnProfiles);
-        }
-        match &self.upstream {
-            Upstream::Redis(lane) => self.send_bytes(lane, client, request.bytes())?,
-            // The embedded store knows how Redis words the refusal.
-            Upstream::Embedded(engine) => {
-                self.execute(&mut engine.borrow_mut(), client, request);
-            }
-        }
-        Ok(Step::Next)
     }
 
     /// Puts one request on the lane, whose reply passes through.

@@ -14,7 +14,7 @@ use crate::{
     profile::{IntentBuilder, VoidBuilder},
 };
 
-/// Writes in doubt: ticket and key.
+/// Writes in doubt: ticket and key; a flush has the empty key.
 pub type InDoubt = BTreeMap<u64, Vec<u8>>;
 
 /// The journal's writer together with what is not written yet.
@@ -31,6 +31,8 @@ pub struct Ledger {
     voids: Vec<u8>,
     changed: bool,
     in_doubt: InDoubt,
+    /// How many of them are flushes, which have the empty key.
+    flushes_in_doubt: usize,
 }
 
 /// One intent record that the journal must keep.
@@ -51,6 +53,7 @@ impl Ledger {
                 [OpenIntents { sequence: journal.first(), tickets_end: next_ticket, open }].into()
             }
         };
+        let flushes_in_doubt = in_doubt.values().filter(|key| key.is_empty()).count();
         let ledger = Self {
             writer,
             journal,
@@ -62,6 +65,7 @@ impl Ledger {
             voids: Vec::new(),
             changed: false,
             in_doubt,
+            flushes_in_doubt,
         };
         ledger.keep_open_intents();
         ledger
@@ -90,7 +94,8 @@ impl Ledger {
         self.next_ticket - 1
     }
 
-    /// Notes that `key` is about to be written, and returns the ticket.
+    /// Notes that `key` is about to be written, and returns the ticket. The empty key stands for
+    /// every profile.
     pub fn intend(&mut self, key: &[u8]) -> u64 {
         let ticket = self.ticket();
         if self.intents.is_empty() {
@@ -136,7 +141,15 @@ impl Ledger {
 
     /// Notes that nobody knows what became of a ticket.
     pub fn doubt(&mut self, ticket: u64, key: &[u8]) {
-        self.in_doubt.insert(ticket, key.to_vec());
+        if self.in_doubt.insert(ticket, key.to_vec()).is_none() && key.is_empty() {
+            self.flushes_in_doubt += 1;
+        }
+    }
+
+    /// Tells whether nobody knows if every profile was removed.
+    #[must_use]
+    pub fn flush_in_doubt(&self) -> bool {
+        self.flushes_in_doubt > 0
     }
 
     /// Returns the writes in doubt.
@@ -189,7 +202,8 @@ impl Ledger {
     /// Counts a ticket as one with an outcome.
     fn settle(&mut self, ticket: u64) {
         if !self.in_doubt.is_empty() {
-            self.in_doubt.remove(&ticket);
+            let known = self.in_doubt.remove(&ticket);
+            self.flushes_in_doubt -= usize::from(known.is_some_and(|key| key.is_empty()));
         }
         let record = self.open.partition_point(|record| record.tickets_end <= ticket);
         if let Some(record) = self.open.get_mut(record) {

@@ -13,9 +13,11 @@ mod client_command;
 mod client_filter;
 mod clients;
 mod error;
+mod flush;
 mod forward;
 mod info;
 mod ledger;
+mod lexicon;
 mod local;
 mod outbox;
 mod outcome;
@@ -26,6 +28,7 @@ mod script;
 mod server_command;
 mod slot;
 mod transaction;
+mod unknown;
 mod write;
 
 pub use block::Block;
@@ -45,13 +48,14 @@ use serde::Deserialize;
 
 use crate::{
     auth::{Auth, CostlyCheck},
-    command::{self, Access, Route, Spec},
+    command::{self, Refusal, Route, Spec},
     engine::Engine,
     metrics::Metrics,
     resp::{ProtocolError, ReplyWriter, Request},
     schema::{Kind, Schema},
     upstream::{Lane, Pool},
 };
+use lexicon::Lexicon;
 use retention::Retention;
 
 /// Where commands go that the proxy does not answer itself.
@@ -98,6 +102,7 @@ pub struct Proxy {
     pub allow_debug: bool,
     about: Option<About>,
     retention: Rc<RefCell<Retention>>,
+    lexicon: Rc<RefCell<Lexicon>>,
     replies: RefCell<Vec<u8>>,
     notes: RefCell<Vec<u8>>,
     /// Takes the proxy's own replies while they are to be part of another.
@@ -134,7 +139,7 @@ impl Proxy {
         ledger: Rc<RefCell<Ledger>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let retention = outcome.borrow().retention();
+        let (retention, lexicon) = (outcome.borrow().retention(), outcome.borrow().lexicon());
         Self {
             auth,
             schema,
@@ -148,6 +153,7 @@ impl Proxy {
             allow_debug: false,
             about: None,
             retention,
+            lexicon,
             replies: RefCell::default(),
             notes: RefCell::default(),
             diverted: RefCell::default(),
@@ -265,6 +271,10 @@ impl Proxy {
             Route::Forward | Route::Private(_) => {
                 self.forward(client, spec, request).map(|()| Step::Next)
             }
+            Route::Flush => self.flush(client, spec, request).map(|()| Step::Next),
+            Route::Refused(Refusal::ProfilesDatabase) if !self.swaps_profiles(request) => {
+                self.forward(client, spec, request).map(|()| Step::Next)
+            }
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
     }
@@ -287,7 +297,7 @@ impl Proxy {
 
     /// Tells whether a command could change a profile without the proxy understanding how.
     fn touches_profiles(&self, spec: &Spec, request: &Request<'_>) -> bool {
-        spec.access == Access::Write && self.profile_of(spec, request).is_some()
+        spec.writes(request) && self.profile_of(spec, request).is_some()
     }
 
     /// Answers a command with an error of the proxy's own.

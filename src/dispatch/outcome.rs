@@ -13,6 +13,7 @@ use super::{
     error::{CommandError, JournalTrouble},
     info::join,
     ledger::Ledger,
+    lexicon::Lexicon,
     retention::Retention,
     slot::{Part, Slot, WriteSlot, take_note},
 };
@@ -37,6 +38,8 @@ pub struct Outcome {
     pub(super) change: Vec<u8>,
     reply: Vec<u8>,
     pub(super) retention: Rc<RefCell<Retention>>,
+    /// What the upstream has told of commands; shared with whoever runs them.
+    lexicon: Rc<RefCell<Lexicon>>,
     /// What `warn` mode has logged; as many as there are rules in the schema.
     pub(super) warned: Vec<(String, Violation)>,
     always: bool,
@@ -66,6 +69,7 @@ impl Outcome {
             change: Vec::new(),
             reply: Vec::new(),
             retention: Rc::new(RefCell::new(Retention::new())),
+            lexicon: Rc::default(),
             warned: Vec::new(),
             told_of_poison: false,
             always: sync == SyncMode::Always,
@@ -76,6 +80,11 @@ impl Outcome {
     /// Returns what the retention policy remembers, which a lost link makes void.
     pub(super) fn retention(&self) -> Rc<RefCell<Retention>> {
         Rc::clone(&self.retention)
+    }
+
+    /// Returns what the upstream has told of commands that the table does not know.
+    pub(super) fn lexicon(&self) -> Rc<RefCell<Lexicon>> {
+        Rc::clone(&self.lexicon)
     }
 
     /// Begins one reply whose elements are the next `count` replies to the client.
@@ -185,6 +194,16 @@ impl Receiver for Outcome {
                 self.answer(client, &answer);
                 self.reply = answer;
             }
+            Slot::AnyProfile { ticket } => {
+                self.snapshots_open = self.snapshots_open.saturating_sub(1);
+                self.look_for_profiles(*ticket, bytes);
+            }
+            Slot::Lookup { client, notes: length } => {
+                client.received(1);
+                self.touch(client);
+                let name = notes.get(..*length as usize).unwrap_or_default();
+                self.lexicon.borrow_mut().learn(name, bytes);
+            }
             Slot::Snapshot { ticket, notes: length } => {
                 self.snapshots_open = self.snapshots_open.saturating_sub(1);
                 // What Redis does not tell stays in doubt, and is asked for again.
@@ -216,6 +235,11 @@ impl Receiver for Outcome {
                 }
             }
             Slot::Local { .. } => self.replies(slot, notes, &[], 0),
+            // The command runs again, and is told then.
+            Slot::Lookup { client, .. } => {
+                client.received(owed);
+                self.touch(client);
+            }
             Slot::Write { client, write } => {
                 client.received(owed);
                 self.lose(write, &mut { notes }, failure);
@@ -239,7 +263,9 @@ impl Receiver for Outcome {
             }
             Slot::Fence => {}
             // The doubt stays, and the next link asks again.
-            Slot::Snapshot { .. } => self.snapshots_open = self.snapshots_open.saturating_sub(1),
+            Slot::Snapshot { .. } | Slot::AnyProfile { .. } => {
+                self.snapshots_open = self.snapshots_open.saturating_sub(1)
+            }
         }
     }
 
@@ -268,6 +294,7 @@ impl Receiver for Outcome {
 
     fn recover(&mut self, batch: &mut Batch<Slot>) {
         self.retention.borrow_mut().forget_all();
+        self.lexicon.borrow_mut().forget_all();
         super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);
         self.snapshots_open = batch.slots.len();
     }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use super::{Block, Client, CommandError, Proxy, Silence, Step, Upstream};
 use crate::{
-    command::{self, Local, Private, Refusal, Route, Spec, Transaction},
+    command::{self, Local, Private, Route, Spec, Transaction},
     resp::{Protocol, Request, parse_integer, push_command},
     upstream::LinkState,
 };
@@ -114,7 +114,7 @@ pub struct Errand {
 }
 
 impl Errand {
-    fn of(effect: Effect) -> Self {
+    pub(super) fn of(effect: Effect) -> Self {
         Self { effect, ..Self::default() }
     }
 }
@@ -190,7 +190,8 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Errand>, CommandError> {
         let hold = client.hold.get();
-        if !hold.linked && matches!(spec.route, Route::Profile(_) | Route::Forward) {
+        let plain = matches!(spec.route, Route::Profile(_) | Route::Forward | Route::Flush);
+        if !hold.linked && plain {
             return Ok(None);
         }
         if is_taken_up(client) {
@@ -210,10 +211,8 @@ impl Proxy {
             return if refused { Err(CommandError::NotOnProfiles(spec.name)) } else { Ok(errand) };
         }
         let follows = match spec.route {
-            Route::Refused(Refusal::EveryProfile) => {
-                // Another database has no profiles that this would remove.
-                hold.database.is_some() && spec.name == "flushdb"
-            }
+            // Another database has no profiles that this would remove.
+            Route::Flush => hold.database.is_some() && spec.name == "flushdb",
             // A monitor is shown its own commands as well.
             Route::Local(Local::Ping | Local::Echo) => hold.monitor,
             Route::Transaction(_) | Route::Local(_) | Route::Refused(_) => false,

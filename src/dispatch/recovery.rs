@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    flush,
     ledger::{InDoubt, Ledger},
     slot::Slot,
 };
@@ -61,10 +62,14 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
     Ok((next, open))
 }
 
-/// Asks for the profiles of all writes in doubt.
+/// Asks for the profiles of all writes in doubt, in the order of the writes.
 pub(super) fn ask(ledger: &Ledger, schema: &Schema, batch: &mut Batch<Slot>) {
-    let in_doubt = ledger.in_doubt().iter();
-    ask_for(in_doubt.map(|(ticket, key)| (*ticket, key.as_slice())), schema, batch);
+    for (ticket, key) in ledger.in_doubt() {
+        match key.is_empty() {
+            true => flush::ask(*ticket, ledger.in_doubt(), schema, batch),
+            false => ask_for(std::iter::once((*ticket, key.as_slice())), schema, batch),
+        }
+    }
 }
 
 /// Asks for the profiles of some writes in doubt.

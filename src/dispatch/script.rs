@@ -1,6 +1,7 @@
-//! The two scripts that the proxy runs at Redis, where a decision and a write must be one step.
+//! The scripts that the proxy runs at Redis, where a decision and a write must be one step, or a
+//! look at all keys one moment.
 //!
-//! Both are sent whole (`EVAL`): Redis keeps the compiled form, and a `SCRIPT FLUSH` by anybody
+//! They are sent whole (`EVAL`): Redis keeps the compiled form, and a `SCRIPT FLUSH` by anybody
 //! does no harm.
 
 /// HINCRBY under guard: `KEYS[1]`, field, increment, least and greatest current value ('' = none).
@@ -54,3 +55,25 @@ if at == -1 or (at >= 0 and new - at >= tonumber(ARGV[4]) and at % tonumber(ARGV
   return new
 end
 return -1";
+
+/// Looks for a profile: the number of Lua patterns, the patterns, and keys that do not count.
+///
+/// Returns 1 as soon as one is found, 0 if there is none. It reads at most every key once, which
+/// holds Redis up for about half a second per million keys; it runs only for a flush in doubt.
+pub(super) const ANY_PROFILE: &str = "\
+local last = tonumber(ARGV[1]) + 1
+local ignored = {}
+for i = last + 1, #ARGV do ignored[ARGV[i]] = true end
+local cursor = '0'
+repeat
+  local page = redis.call('SCAN', cursor, 'COUNT', 1000)
+  cursor = page[1]
+  for _, key in ipairs(page[2]) do
+    if not ignored[key] then
+      for i = 2, last do
+        if string.find(key, ARGV[i]) then return 1 end
+      end
+    end
+  end
+until cursor == '0'
+return 0";

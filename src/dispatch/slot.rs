@@ -9,6 +9,7 @@
 //! joined      := text for the end of the reply
 //! snapshot    := a change with nothing but its key
 //! executed    := length:u32 answer ( length:u32 snapshot ){looks}
+//! lookup      := the name of the command
 //! ```
 
 use std::rc::Rc;
@@ -40,6 +41,8 @@ pub enum Capture {
     Replaced,
     /// The same for a script, which may have written before it failed.
     Scripted,
+    /// FLUSHALL: any reply but an error removed every profile. The note is no change but a flush.
+    Flushed,
 }
 
 /// One write on its way.
@@ -132,6 +135,18 @@ pub enum Slot {
         /// Bytes of notes.
         notes: u32,
     },
+    /// A look for any profile, because the outcome of a flush is unknown.
+    AnyProfile {
+        /// The ticket of the flush.
+        ticket: u64,
+    },
+    /// A command that the table does not know is looked up: COMMAND INFO. The note is its name.
+    Lookup {
+        /// Who has sent the command and waits to send it again.
+        client: Rc<Client>,
+        /// Bytes of notes.
+        notes: u32,
+    },
     /// A profile that is read back because the outcome of a write to it is unknown:
     /// HGETALL, then PEXPIRETIME.
     Snapshot {
@@ -174,6 +189,7 @@ impl upstream::Slot for Slot {
             Self::Snapshot { .. } => 2,
             Self::Executed { looks, .. } => 2 * looks.len() as u32,
             Self::Fence => 1,
+            Self::AnyProfile { .. } | Self::Lookup { .. } => 1,
         }
     }
 
@@ -183,9 +199,10 @@ impl upstream::Slot for Slot {
 
     fn note_bytes(&self) -> usize {
         match self {
-            Self::Forward { .. } | Self::Fence => 0,
+            Self::Forward { .. } | Self::AnyProfile { .. } | Self::Fence => 0,
             Self::Local { notes, .. }
             | Self::Joined { notes, .. }
+            | Self::Lookup { notes, .. }
             | Self::Snapshot { notes, .. }
             | Self::Executed { notes, .. }
             | Self::Transaction { notes, .. } => *notes as usize,

@@ -14,7 +14,7 @@ use super::{
     Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, slot::Part, write::has_pairs,
 };
 use crate::{
-    command::{self, Local, Route, Spec, Transaction},
+    command::{self, Local, Refusal, Route, Spec, Transaction},
     resp::{Limits, Request, Scanner},
     upstream::{Batch, Lane, LinkState},
 };
@@ -210,11 +210,10 @@ impl Proxy {
             Route::Local(Local::Acl) => self.check_acl(request),
             Route::Local(_) | Route::Transaction(_) => Err(CommandError::NotInTransaction),
             Route::Profile(_) | Route::Forward if elsewhere => self.check_elsewhere(spec, request),
-            Route::Refused(_) if elsewhere && spec.name == "flushdb" => Ok(()),
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) if has_pairs(write, request) => {
                     self.check(kind, write, request)?;
-                    self.ledger.borrow().room().map_err(CommandError::Journal)
+                    self.room()
                 }
                 // Redis finds the missing half of a pair when it runs the command.
                 Some(_) => Ok(()),
@@ -226,6 +225,14 @@ impl Proxy {
             }
             Route::Private(_) if elsewhere => Ok(()),
             Route::Forward | Route::Private(_) => self.check_forward(spec, request),
+            Route::Flush if elsewhere && spec.name == "flushdb" => Ok(()),
+            Route::Flush if elsewhere || client.hold.get().watching => {
+                Err(CommandError::NotInTransaction)
+            }
+            Route::Flush => self.room(),
+            Route::Refused(Refusal::ProfilesDatabase) if !self.swaps_profiles(request) => {
+                self.check_forward(spec, request)
+            }
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),
         }
     }
@@ -249,7 +256,7 @@ impl Proxy {
         if lane.state() != LinkState::Up {
             return Err(CommandError::UpstreamDown);
         }
-        self.ledger.borrow().room().map_err(CommandError::Journal)?;
+        self.room()?;
         lane.submit(client.protocol.get(), |batch| {
             let notes_from = batch.notes.len();
             let parts = self.encode_queue(client, queue, batch, false);
@@ -290,6 +297,13 @@ impl Proxy {
     ) -> Part {
         let elsewhere = client.hold.get().database.is_some();
         let plan = match spec.map(|spec| (spec, spec.route)) {
+            // A flush is captured on the lane only, so none is queued for a private link.
+            Some((_, Route::Flush)) if apart && !elsewhere => {
+                return Part::Refused(CommandError::NotInTransaction);
+            }
+            Some((spec, Route::Flush)) if !elsewhere => {
+                return Part::Write(self.encode_flush(client, spec, request, batch));
+            }
             Some((_, Route::Local(local))) => {
                 let part = self.local_part(client, local, request);
                 if part.replies() > 0 {

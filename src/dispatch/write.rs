@@ -90,7 +90,7 @@ impl Proxy {
     ) -> Result<Plan<'a>, CommandError> {
         check_size(spec, request)?;
         let guard = self.check(kind, write, request)?;
-        self.ledger.borrow().room().map_err(CommandError::Journal)?;
+        self.room()?;
         let capture = match write {
             ProfileWrite::SetFields => Capture::Accepted,
             ProfileWrite::SetAbsent | ProfileWrite::Persist => Capture::Counted,

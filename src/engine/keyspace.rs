@@ -2,6 +2,7 @@
 
 use crate::resp::ReplyWriter;
 
+use super::arguments::{SYNTAX, is_word};
 use super::slab::Named;
 use super::{Answer, Call, Engine, glob};
 
@@ -15,6 +16,17 @@ impl Engine {
             }
         }
         reply.integer(removed);
+        Ok(())
+    }
+
+    /// FLUSHALL and FLUSHDB [ASYNC | SYNC]
+    pub(super) fn flush(&mut self, call: &Call<'_>, reply: &mut ReplyWriter<'_>) -> Answer {
+        let how = call.argument(1);
+        if call.len() > 2 || call.len() == 2 && !is_word(how, "async") && !is_word(how, "sync") {
+            return Err(SYNTAX);
+        }
+        self.store.clear();
+        reply.ok();
         Ok(())
     }
 

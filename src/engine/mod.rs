@@ -199,6 +199,7 @@ fn handler(name: &str) -> Option<Handler> {
         "expire" => Engine::expire,
         "expireat" => Engine::expireat,
         "expiretime" => Engine::expiretime,
+        "flushall" | "flushdb" => Engine::flush,
         "hdel" => Engine::hdel,
         "hexists" => Engine::hexists,
         "hget" => Engine::hget,

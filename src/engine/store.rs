@@ -154,6 +154,11 @@ impl Store {
         }
     }
 
+    /// Removes every profile, and gives its memory back.
+    pub(super) fn clear(&mut self) {
+        (self.profiles, self.expiring, self.bytes, self.sweep_slot) = (Slab::new(), 0, 0, 0);
+    }
+
     /// Returns the key of any profile that exists.
     pub(super) fn pick(&self, now_ms: u64, random: &mut Random) -> Option<&[u8]> {
         self.profiles.pick(random, |profile| !profile.is_expired(now_ms)).map(Named::name)

@@ -7,9 +7,9 @@
 //!
 //! Left out, because these are documented to differ (README, "Commands"):
 //! - other writes on profile keys than those that the proxy understands: refused by the proxy;
-//! - unknown commands with a profile key among their words: refused by the proxy;
 //! - MULTI, WATCH, SUBSCRIBE, MONITOR and blocking commands: need a connection of their own;
-//! - SELECT of another database, FLUSHALL, FLUSHDB, SWAPDB and what would lead around the proxy;
+//! - SELECT of another database, SWAPDB and what would lead around the proxy;
+//! - FLUSHALL and FLUSHDB, which would take the keys of all clients;
 //! - CLIENT, INFO: about the connection and the server, which are different ones here;
 //! - more than `arguments_max` arguments: Redis 7 waits for as many as 2^31;
 //! - commands newer than the bare Redis, whose arity the proxy knows and Redis does not.
