@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, net::TcpListener as StdListener, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, task::spawn_local};
+use tokio::{net::TcpListener, sync::mpsc, task::spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -10,8 +10,11 @@ use super::{AppError, Stops};
 use crate::{
     auth::Auth,
     config::{Config, UpstreamAddress},
-    dispatch::{InDoubt, Ledger, Outcome, Proxy, Upstream, now_ms},
+    dispatch::{
+        Hydration, HydrationParts, InDoubt, Ledger, Outcome, Proxy, Upstream, now_ms, warm_up,
+    },
     engine::Engine,
+    hydrate::{EpochFile, Question},
     journal::{self, Opened},
     metrics::Metrics,
     resp,
@@ -28,6 +31,8 @@ const SWEEP_KEYS_MAX: usize = 1000;
 pub(super) struct Leftover {
     pub(super) next_ticket: u64,
     pub(super) in_doubt: InDoubt,
+    /// The way to the database.
+    pub(super) questions: mpsc::Sender<Question>,
 }
 
 /// What the worker is made of.
@@ -52,16 +57,34 @@ impl Worker<'_> {
         let listener = TcpListener::from_std(listener)
             .map_err(|source| system("serve the port for clients", source))?;
         let journal = opened.journal;
-        let ledger =
-            Ledger::new(opened.writer, journal.clone(), leftover.next_ticket, leftover.in_doubt);
+        let file = EpochFile::in_folder(&self.config.data_dir);
+        // Tickets tell to which epoch a write belongs, so they never start over.
+        let first = file.read().map_or(0, |record| record.first_ticket);
+        let next_ticket = leftover.next_ticket.max(first);
+        let ledger = Ledger::new(opened.writer, journal.clone(), next_ticket, leftover.in_doubt);
         let ledger = Rc::new(RefCell::new(ledger));
-        let outcome = Rc::new(RefCell::new(Outcome::new(
+        let lane = Lane::new();
+        let hydration = embedded.is_none().then(|| {
+            Hydration::new(HydrationParts {
+                lane: lane.clone(),
+                ledger: Rc::clone(&ledger),
+                journal: journal.clone(),
+                schema: Rc::clone(&self.schema),
+                metrics: Arc::clone(&self.metrics),
+                questions: leftover.questions,
+                config: self.config.hydrate,
+                file,
+                wait_max: self.config.upstream_timeout,
+            })
+        });
+        let outcome = Outcome::new(
             Rc::clone(&ledger),
             journal.clone(),
             self.config.journal.sync,
             Rc::clone(&self.schema),
             Arc::clone(&self.metrics),
-        )));
+        );
+        let outcome = Rc::new(RefCell::new(outcome.with_hydration(hydration.clone())));
         let ended = CancellationToken::new();
         let (upstream, pool) = match (embedded, &self.config.upstream) {
             (Some(engine), _) => {
@@ -69,7 +92,6 @@ impl Worker<'_> {
                 (Upstream::Embedded(Box::new(RefCell::new(engine))), None)
             }
             (None, address) => {
-                let lane = Lane::new();
                 let carry = lane.clone().run(
                     redis_address(address),
                     lane_config(self.config),
@@ -83,6 +105,9 @@ impl Worker<'_> {
                 (Upstream::Redis(lane), Some(pool))
             }
         };
+        if let Some(hydration) = &hydration {
+            spawn_local(warm_up(Rc::clone(hydration), ended.child_token()));
+        }
         let proxy = Proxy::new(
             self.auth,
             self.schema,
@@ -92,7 +117,8 @@ impl Worker<'_> {
             Rc::clone(&ledger),
             self.metrics,
         );
-        let proxy = Rc::new(proxy.with_scripts(self.config.scripts));
+        let proxy = proxy.with_scripts(self.config.scripts).with_hydration(hydration);
+        let proxy = Rc::new(proxy);
         spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
         info!(address = %self.config.listen, "ready to accept connections");

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::schema::{FieldConfig, FieldType, FieldsConfig, Mode, Number, UnknownFields};
-use crate::{journal, sinks};
+use crate::{hydrate, journal, sinks};
 
 /// Loads in an empty working directory unless a file's text is given.
 fn load_with(
@@ -106,13 +106,15 @@ fn the_shipped_file_names_every_setting() {
                 retry_delay_max: _,
                 flush_within: _,
             },
+        hydrate: hydrate::Config { on_difference: _, warm_keys_per_second_max: _ },
         user: _,
         profile: _,
     } = Config::default();
     let settings = "listen admin upstream database data_dir shutdown_timeout upstream_timeout \
          log scripts clients_max inflight_max arguments_max bulk_bytes_max query_bytes_max \
          output_bytes_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
-         linger connections timeout retry_delay_max flush_within";
+         linger connections timeout retry_delay_max flush_within on_difference \
+         warm_keys_per_second_max";
     for setting in settings.split_whitespace() {
         let line = format!("\n{setting} = ");
         assert!(BUILT_IN_TEXT.contains(&line), "{setting}");

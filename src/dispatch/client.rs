@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
 
-use super::{outbox::Outbox, private::Hold, transaction::Queue};
+use super::{error::CommandError, outbox::Outbox, private::Hold, transaction::Queue};
 use crate::{
     auth::Identity,
     journal::Sequence,
@@ -64,6 +64,8 @@ pub struct Client {
     in_flight: Cell<u32>,
     touched: Cell<bool>,
     wanted: Cell<Wanted>,
+    /// Why the profiles of the next command cannot be used, and in which round of checks.
+    pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
     closed: Cell<bool>,
     wake: Notify,
 }
@@ -105,6 +107,7 @@ impl Client {
             in_flight: Cell::new(0),
             touched: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
+            unloaded: Cell::new(None),
             closed: Cell::new(false),
             wake: Notify::new(),
         })

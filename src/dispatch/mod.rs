@@ -11,7 +11,9 @@ mod client;
 mod clients;
 mod error;
 mod forward;
+mod hydration;
 mod ledger;
+mod load;
 mod local;
 mod outbox;
 mod outcome;
@@ -21,16 +23,19 @@ mod retention;
 mod script;
 mod slot;
 mod transaction;
+mod warm;
 mod write;
 
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::Clients;
 pub use error::{Applied, CommandError, JournalTrouble};
+pub use hydration::{Gate, Hydration, HydrationParts};
 pub use ledger::{InDoubt, Ledger};
 pub use outcome::{Outcome, now_ms};
 pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
+pub use warm::warm_up;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
@@ -87,6 +92,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// What becomes of scripts on profiles.
     pub scripts: Scripts,
+    /// Which profiles may be used as Redis holds them; nothing on the embedded store.
+    pub hydration: Option<Rc<Hydration>>,
     retention: Rc<RefCell<Retention>>,
     replies: RefCell<Vec<u8>>,
     notes: RefCell<Vec<u8>>,
@@ -100,6 +107,8 @@ pub enum Step {
     LoggedIn,
     /// Wait until the client has all its replies, then run the same request again.
     Drain,
+    /// Wait until the profiles that the request names are checked, then run the same request again.
+    Load(Rc<Gate>),
     /// Take a private link, then run the same request again.
     Link,
     /// Send the request over the client's private link.
@@ -133,6 +142,7 @@ impl Proxy {
             clients: Clients::default(),
             metrics,
             scripts: Scripts::default(),
+            hydration: None,
             retention,
             replies: RefCell::default(),
             notes: RefCell::default(),
@@ -143,6 +153,12 @@ impl Proxy {
     #[must_use]
     pub fn with_scripts(self, scripts: Scripts) -> Self {
         Self { scripts, ..self }
+    }
+
+    /// Lets profiles be checked before they are used, after Redis was changed or restarted.
+    #[must_use]
+    pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
+        Self { hydration, ..self }
     }
 
     /// Carries one request to its reply, or to the upstream that will give it.
@@ -204,6 +220,13 @@ impl Proxy {
         }
         // Who asks.
         self.permit(client, spec)?;
+        // Whether Redis can be trusted with the profiles.
+        if let Some(hydration) = &self.hydration
+            && !hydration.is_trusted()
+            && let Some(gate) = self.touch(hydration, client, spec, request)?
+        {
+            return Ok(Step::Load(gate));
+        }
         // When: at once, or together with others.
         if Self::queues(client, spec.route) {
             return self.queue(client, spec, request);

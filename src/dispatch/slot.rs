@@ -9,7 +9,9 @@
 //! snapshot    := a change with nothing but its key
 //! ```
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
+
+use tokio::sync::oneshot;
 
 use super::{client::Client, error::CommandError};
 use crate::upstream;
@@ -125,6 +127,13 @@ pub enum Slot {
         /// Bytes of notes.
         notes: u32,
     },
+    /// Requests of the proxy's own. When they fail, the answer's sender is dropped with the slot.
+    Own {
+        /// How many replies belong together.
+        replies: u32,
+        /// Where they go.
+        answer: Cell<Option<oneshot::Sender<Vec<u8>>>>,
+    },
 }
 
 impl upstream::Slot for Slot {
@@ -135,6 +144,7 @@ impl upstream::Slot for Slot {
             Self::Write { write, .. } => write.replies,
             Self::Transaction { replies, .. } => *replies,
             Self::Snapshot { .. } => 2,
+            Self::Own { replies, .. } => *replies,
         }
     }
 
@@ -144,7 +154,7 @@ impl upstream::Slot for Slot {
 
     fn note_bytes(&self) -> usize {
         match self {
-            Self::Forward { .. } => 0,
+            Self::Forward { .. } | Self::Own { .. } => 0,
             Self::Local { notes, .. }
             | Self::Snapshot { notes, .. }
             | Self::Transaction { notes, .. } => *notes as usize,

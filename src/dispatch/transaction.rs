@@ -200,7 +200,7 @@ impl Proxy {
 
 impl Queue {
     /// Goes through the commands again; they were whole and known when they were queued.
-    fn for_each(&self, mut run: impl FnMut(&'static Spec, &Request<'_>)) {
+    pub(super) fn for_each(&self, mut run: impl FnMut(&'static Spec, &Request<'_>)) {
         let mut scanner = Scanner::new(Limits::default());
         let mut rest = self.bytes.as_slice();
         while let Ok(Some(length)) = scanner.scan(rest) {

@@ -237,6 +237,7 @@ impl Delivery {
         self.fence = Some(fence);
         self.position = Some(Position { reader, cursor: sequence });
         self.status.set_delivered(Sequence(sequence));
+        self.status.set_joined();
         self.discard_at = Some(self.discarded + DISCARD_PAUSE);
         self.status.set_connected(true);
         if sequence >= self.journal.appended().0 {

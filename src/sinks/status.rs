@@ -2,7 +2,7 @@
 //!
 //! Written by one delivery, read by anyone without locks. Counters only rise.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
 
 use tokio::sync::watch;
 
@@ -22,6 +22,7 @@ pub struct Status {
     quarantined_keys: AtomicU64,
     failures: [AtomicU64; FailureClass::ALL.len()],
     connected: AtomicBool,
+    joined: AtomicBool,
     oldest_undelivered_at_ms: AtomicU64,
     last_failure: AtomicU8,
 }
@@ -37,6 +38,7 @@ impl Default for Status {
             quarantined_keys: AtomicU64::new(0),
             failures: Default::default(),
             connected: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
             oldest_undelivered_at_ms: AtomicU64::new(0),
             last_failure: AtomicU8::new(NO_FAILURE),
         }
@@ -98,6 +100,12 @@ impl Status {
         self.connected.load(Relaxed)
     }
 
+    /// Says whether the database was ever reached; its tables are there then, and the cursor is known.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.joined.load(Acquire)
+    }
+
     /// When the oldest change that is read and not yet committed was made, in milliseconds since
     /// 1970; `None` when there is none.
     #[must_use]
@@ -138,6 +146,10 @@ impl Status {
     /// Returns what it was before.
     pub(super) fn set_connected(&self, connected: bool) -> bool {
         self.connected.swap(connected, Relaxed)
+    }
+
+    pub(super) fn set_joined(&self) {
+        self.joined.store(true, Release);
     }
 
     pub(super) fn set_oldest_undelivered(&self, at_ms: Option<u64>) {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Batch, Config, Failure, Receiver, RedisAddress, Slot, UpstreamError, handshake,
+    Batch, Config, Failure, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
     link::{Flight, Link},
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
@@ -130,8 +130,9 @@ impl<S: Slot> Lane<S> {
                     told = false;
                     metrics.upstream_links.add(1);
                     metrics.upstream_up.set(1);
+                    let server = greeting.server.clone();
                     let link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
-                    let end = self.carry(link, &receiver, &cancel, &mut backoff).await;
+                    let end = self.carry(link, &server, &receiver, &cancel, &mut backoff).await;
                     metrics.upstream_up.set(0);
                     let Some(error) = end else { return };
                     warn!(upstream = %address, %error, "lost the upstream; connecting again");
@@ -154,12 +155,13 @@ impl<S: Slot> Lane<S> {
     async fn carry<R: Receiver<Slot = S>>(
         &self,
         mut link: Link<S>,
+        server: &Server,
         receiver: &Rc<RefCell<R>>,
         cancel: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Option<UpstreamError> {
         let mut first = Batch::new(Protocol::Resp2);
-        receiver.borrow_mut().recover(&mut first);
+        receiver.borrow_mut().recover(&mut first, server);
         if !first.is_empty() {
             link.send(first, &mut *receiver.borrow_mut());
         }
