@@ -11,8 +11,8 @@ use std::{
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
-    sync::mpsc,
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
 };
 use tracing::{error, info, warn};
 

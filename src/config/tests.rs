@@ -256,7 +256,7 @@ type = "enum"
         "1:10: expected IP:PORT such as 127.0.0.1:6380, or [::1]:6380 for IPv6",
         "2:1: there is no setting `lisen` here; known are `listen`, `admin`, `upstream`, \
          `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `log`, `scripts`, `limits`, \
-         `journal`, `sink`, `user`, `profile`",
+         `journal`, `sink`, `hydrate`, `user`, `profile`",
         "3:12: expected 'embedded' or redis://[user[:password]@]host[:port][/db]; \
          invalid port number",
         "4:12: expected a text in quotes",

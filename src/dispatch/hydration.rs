@@ -280,9 +280,8 @@ impl Hydration {
         if state.residency.generation() != generation {
             return;
         }
-        let checked = checked.and_then(|()| {
-            state.residency.check(key).map_err(|_| CommandError::Unloaded)
-        });
+        let checked =
+            checked.and_then(|()| state.residency.check(key).map_err(|_| CommandError::Unloaded));
         let waiting = state.loads.remove(key).unwrap_or_default();
         self.metrics.checked.set(state.residency.checked() as u64);
         drop(state);

@@ -240,7 +240,10 @@ mod tests {
 
     #[test]
     fn the_clock_of_redis_is_read_in_milliseconds() {
-        assert_eq!(time_ms(b"*2\r\n$10\r\n1700000000\r\n$6\r\n123999\r\n"), Some(1_700_000_000_123));
+        assert_eq!(
+            time_ms(b"*2\r\n$10\r\n1700000000\r\n$6\r\n123999\r\n"),
+            Some(1_700_000_000_123)
+        );
         assert_eq!(time_ms(b"-NOPERM x\r\n"), None);
     }
 }

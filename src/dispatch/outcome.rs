@@ -11,8 +11,8 @@ use tracing::error;
 use super::{
     client::Client,
     error::{CommandError, JournalTrouble},
-    ledger::Ledger,
     hydration::Hydration,
+    ledger::Ledger,
     retention::Retention,
     slot::{Part, Slot, WriteSlot, take_note},
 };

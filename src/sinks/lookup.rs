@@ -50,7 +50,12 @@ struct Asked {
 impl Lookup {
     /// Prepares to read; connects to nothing yet. The status is that of the delivery to this database.
     #[must_use]
-    pub fn new(journal: Journal, database: &Database, status: Arc<Status>, config: &Config) -> Self {
+    pub fn new(
+        journal: Journal,
+        database: &Database,
+        status: Arc<Status>,
+        config: &Config,
+    ) -> Self {
         Self {
             journal,
             rows: database.rows(),
@@ -103,7 +108,9 @@ impl Lookup {
         });
         for Asked { key, answer } in asked {
             let known = match &mut found {
-                Ok(found) => found.remove(&key).unwrap_or_else(|| Ok(self.pending(&key, None, &[]))),
+                Ok(found) => {
+                    found.remove(&key).unwrap_or_else(|| Ok(self.pending(&key, None, &[])))
+                }
                 Err(away) => Err(*away),
             };
             let _ = answer.send(known);
@@ -256,7 +263,10 @@ impl Lookup {
         Ok(Page { profiles, next: Some(next) })
     }
 
-    async fn page_of_pending(&mut self, seen: usize) -> Result<(Vec<Vec<u8>>, PageMark), SinkError> {
+    async fn page_of_pending(
+        &mut self,
+        seen: usize,
+    ) -> Result<(Vec<Vec<u8>>, PageMark), SinkError> {
         let overlay = self.overlay.as_ref();
         let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(seen, PAGE_ROWS));
         let mut keys: Vec<Vec<u8>> = keys.map(<[u8]>::to_vec).collect();
@@ -282,9 +292,7 @@ impl Lookup {
 }
 
 /// A page with a row that cannot be read is none: the walk must not pass over it.
-fn whole(
-    found: Vec<(Vec<u8>, Result<Known, Away>)>,
-) -> Result<Vec<(Vec<u8>, Known)>, SinkError> {
+fn whole(found: Vec<(Vec<u8>, Result<Known, Away>)>) -> Result<Vec<(Vec<u8>, Known)>, SinkError> {
     let each = found.into_iter().map(|(key, known)| Ok((key, known?)));
     let all: Result<_, Away> = each.collect();
     all.map_err(|Away| SinkError::plain(FailureClass::Data, "row"))

@@ -49,8 +49,7 @@ pub(super) struct Overlay {
 impl Overlay {
     /// Reads the journal behind `from` up to `to`; blocks for the file system.
     pub(super) fn read(journal: &Journal, from: u64, to: u64) -> Result<Self, OverlayError> {
-        let mut reader =
-            journal.reader(Sequence(from).next()).map_err(OverlayError::Journal)?;
+        let mut reader = journal.reader(Sequence(from).next()).map_err(OverlayError::Journal)?;
         let mut batch = Batch::new();
         let mut collected = Collected::default();
         loop {

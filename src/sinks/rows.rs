@@ -144,14 +144,18 @@ impl Rows {
             Self::Postgres { connection: Some(connection), .. } => {
                 let query = sqlx::query(PG_LETTERS).bind(source).bind(texts(keys));
                 let rows = query.fetch_all(connection).await?;
-                let letter = |row: &sqlx::postgres::PgRow| letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                let letter = |row: &sqlx::postgres::PgRow| {
+                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
+                };
                 rows.iter().map(letter).collect()
             }
             Self::Sqlite { connection: Some(connection), .. } => {
                 let keys = names_json(keys.iter().copied());
                 let rows = sqlx::query(SQLITE_LETTERS).bind(source).bind(keys);
                 let rows = rows.fetch_all(connection).await?;
-                let letter = |row: &sqlx::sqlite::SqliteRow| letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                let letter = |row: &sqlx::sqlite::SqliteRow| {
+                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
+                };
                 rows.iter().map(letter).collect()
             }
             _ => Err(not_connected()),

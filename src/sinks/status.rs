@@ -2,7 +2,10 @@
 //!
 //! Written by one delivery, read by anyone without locks. Counters only rise.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use tokio::sync::watch;
 

@@ -128,11 +128,12 @@ impl<S: Slot> Lane<S> {
                     self.queue.resp3.set(greeting.resp3);
                     self.queue.version.replace(version);
                     told = false;
+                    let server = greeting.server.clone();
+                    let mut link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
+                    self.begin(&mut link, &server, &mut *receiver.borrow_mut());
                     metrics.upstream_links.add(1);
                     metrics.upstream_up.set(1);
-                    let server = greeting.server.clone();
-                    let link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
-                    let end = self.carry(link, &server, &receiver, &cancel, &mut backoff).await;
+                    let end = self.carry(link, &receiver, &cancel, &mut backoff).await;
                     metrics.upstream_up.set(0);
                     let Some(error) = end else { return };
                     warn!(upstream = %address, %error, "lost the upstream; connecting again");
@@ -151,20 +152,23 @@ impl<S: Slot> Lane<S> {
         }
     }
 
+    /// Sends what has to go first over a new link.
+    fn begin<R: Receiver<Slot = S>>(&self, link: &mut Link<S>, server: &Server, receiver: &mut R) {
+        let mut first = Batch::new(Protocol::Resp2);
+        receiver.recover(&mut first, server);
+        if !first.is_empty() {
+            link.send(first, receiver);
+        }
+    }
+
     /// Serves one link until it ends; `None` when the end was asked for.
     async fn carry<R: Receiver<Slot = S>>(
         &self,
         mut link: Link<S>,
-        server: &Server,
         receiver: &Rc<RefCell<R>>,
         cancel: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Option<UpstreamError> {
-        let mut first = Batch::new(Protocol::Resp2);
-        receiver.borrow_mut().recover(&mut first, server);
-        if !first.is_empty() {
-            link.send(first, &mut *receiver.borrow_mut());
-        }
         self.queue.state.set(LinkState::Up);
         let end = tokio::select! {
             () = cancel.cancelled() => None,

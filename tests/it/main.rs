@@ -14,6 +14,7 @@ mod differential;
 mod engine;
 mod engine_corners;
 mod handshakes;
+mod hydrate;
 mod journal_faults;
 mod link_faults;
 mod mixed_load;
