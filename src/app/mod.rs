@@ -118,6 +118,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
     // What the worker asks the database about profiles that Redis may have lost.
     let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+    let replaced = delivery.status().replaced();
     let lookup = Lookup::new(opened.journal.clone(), &database, delivery.status(), &config.sink);
     let stops = Stops::default();
     let background = Background {
@@ -131,7 +132,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     let background = background.start(runtime, stops.clone())?;
 
     // The worker carries commands until a signal; then the journal ends, then the database.
-    let leftover = Leftover { next_ticket, in_doubt, questions };
+    let leftover = Leftover { next_ticket, in_doubt, questions, replaced };
     let worker = Worker { config, schema: Rc::new(schema), auth, metrics, stops: stops.clone() };
     let local = LocalSet::new();
     let carried =

@@ -2,7 +2,11 @@
 
 use std::{cell::RefCell, net::TcpListener as StdListener, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::mpsc, task::spawn_local};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::spawn_local,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -33,6 +37,8 @@ pub(super) struct Leftover {
     pub(super) in_doubt: InDoubt,
     /// The way to the database.
     pub(super) questions: mpsc::Sender<Question>,
+    /// Whether the database turned out to be another one.
+    pub(super) replaced: watch::Receiver<bool>,
 }
 
 /// What the worker is made of.
@@ -107,6 +113,7 @@ impl Worker<'_> {
         };
         if let Some(hydration) = &hydration {
             spawn_local(warm_up(Rc::clone(hydration), ended.child_token()));
+            spawn_local(distrust(leftover.replaced, Rc::clone(hydration), ended.child_token()));
         }
         let proxy = Proxy::new(
             self.auth,
@@ -137,6 +144,23 @@ async fn release(
 ) {
     while let Some(Ok(())) = ended.run_until_cancelled(durable.changed()).await {
         outcome.borrow_mut().release_durable();
+    }
+}
+
+/// Passes the news on that the database is another one.
+async fn distrust(
+    mut replaced: watch::Receiver<bool>,
+    hydration: Rc<Hydration>,
+    ended: CancellationToken,
+) {
+    loop {
+        if *replaced.borrow_and_update() {
+            hydration.database_replaced().await;
+        }
+        match ended.run_until_cancelled(replaced.changed()).await {
+            Some(Ok(())) => {}
+            _ => return,
+        }
     }
 }
 

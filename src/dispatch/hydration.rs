@@ -22,10 +22,10 @@ use super::{Client, CommandError, Ledger, Proxy, Slot};
 use crate::{
     command::{self, Access, Route, Spec},
     guards::Guard,
-    hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency},
+    hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
     journal::Journal,
     metrics::Metrics,
-    resp::Request,
+    resp::{Request, push_command},
     schema::Schema,
     upstream::{Lane, LinkState, Server},
 };
@@ -50,6 +50,8 @@ pub struct Hydration {
     trusted: Cell<bool>,
     /// Wakes the warm-up: there is an epoch to be settled.
     pub(super) unsettled: Notify,
+    /// It is known which changes count when a profile is looked up.
+    fenced: Notify,
     state: RefCell<State>,
 }
 
@@ -58,8 +60,9 @@ struct State {
     record: Option<EpochRecord>,
     /// Profiles are being checked in the epoch of the record, since this process knows it.
     begun: bool,
-    /// Changes up to this one count when a profile is looked up.
-    appended: u64,
+    /// Changes up to this one count when a profile is looked up; not known while writes are in flight
+    /// that were sent when everything was trusted.
+    appended: Option<u64>,
     /// Redis held no keys at all when the epoch began, so it need not be asked about a profile.
     empty: bool,
     /// The profiles that are being checked, and who waits for each.
@@ -110,11 +113,12 @@ impl Hydration {
             wait_max: parts.wait_max,
             trusted: Cell::new(false),
             unsettled: Notify::new(),
+            fenced: Notify::new(),
             state: RefCell::new(State {
                 residency: Residency::default(),
                 record,
                 begun: false,
-                appended: 0,
+                appended: None,
                 empty: false,
                 loads: HashMap::new(),
             }),
@@ -131,9 +135,44 @@ impl Hydration {
         self.state.borrow().residency.generation()
     }
 
-    /// Returns the last change that counts when a profile is looked up.
-    pub(super) fn appended(&self) -> u64 {
-        self.state.borrow().appended
+    /// Returns the last change that counts when a profile is looked up, as soon as it is known.
+    pub(super) async fn appended(&self) -> u64 {
+        loop {
+            let fenced = self.fenced.notified();
+            let appended = self.state.borrow().appended;
+            if let Some(appended) = appended {
+                return appended;
+            }
+            fenced.await;
+        }
+    }
+
+    /// Returns who is right where both sides have a profile and differ.
+    pub(super) fn truth(&self) -> Truth {
+        let state = self.state.borrow();
+        state.record.as_ref().map_or(self.config.on_difference, |record| record.truth)
+    }
+
+    /// Takes the news that the database is another one, which lacks what the journal has let go of. Redis is
+    /// right then: each profile is recorded whole where the database has it otherwise.
+    pub async fn database_replaced(&self) {
+        {
+            let mut state = self.state.borrow_mut();
+            let State { record: Some(record), .. } = &mut *state else { return };
+            record.settled = false;
+            record.truth = Truth::Redis;
+            self.remember(record);
+            self.distrust(&mut state);
+            (state.appended, state.empty) = (None, false);
+        }
+        warn!("the database is another one than before; profiles are recorded in it from Redis");
+        // Writes that are on their way were sent while everything was trusted. Behind them on the lane
+        // nothing more of that kind can come; if the link is lost, the next one ends this as well.
+        let fence = self.ask(1, |out| push_command(out, &[b"PING"], |_, _| {})).await;
+        if fence.is_ok() {
+            self.state.borrow_mut().appended.get_or_insert(self.journal.appended().0);
+            self.fenced.notify_waiters();
+        }
     }
 
     /// Tells whether Redis held nothing when the epoch began.
@@ -158,12 +197,18 @@ impl Hydration {
                 self.begin(&mut state, server);
                 self.trust_doubts(&mut state, record.first_ticket);
             } else {
+                if state.appended.is_none() {
+                    state.appended = Some(self.journal.appended().0);
+                    self.trust_doubts(&mut state, record.first_ticket);
+                    self.fenced.notify_waiters();
+                }
                 self.unsettled.notify_one();
             }
             return record.first_ticket;
         }
         let first_ticket = self.ledger.borrow().next_ticket();
-        let record = EpochRecord { epoch, first_ticket, settled: false };
+        let truth = self.config.on_difference;
+        let record = EpochRecord { epoch, first_ticket, settled: false, truth };
         tell(state.record.as_ref(), &record.epoch);
         self.remember(&record);
         state.record = Some(record);
@@ -174,11 +219,16 @@ impl Hydration {
 
     /// Trusts nothing any more; what is being checked is told so and starts again when it is asked for.
     fn begin(&self, state: &mut State, server: &Server) {
+        self.distrust(state);
+        state.appended = Some(self.journal.appended().0);
+        state.empty = server.keys == Some(0);
+        self.fenced.notify_waiters();
+    }
+
+    fn distrust(&self, state: &mut State) {
         self.trusted.set(false);
         state.begun = true;
         state.residency.begin();
-        state.appended = self.journal.appended().0;
-        state.empty = server.keys == Some(0);
         self.metrics.checking.set(1);
         self.metrics.checked.set(0);
         for gate in std::mem::take(&mut state.loads).into_values().flatten() {

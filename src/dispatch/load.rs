@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{CommandError, Hydration, Slot, now_ms};
 use crate::{
-    hydrate::{Held, Known, Profile, Question, Truth, Verdict, decide},
+    hydrate::{Held, Known, Profile, Question, Verdict, decide},
     profile::{ChangeBuilder, Expiry},
     resp::{Elements, Protocol, ReplyKind, framed, integer, parse_integer, push_command, reply_at},
     upstream::LinkState,
@@ -66,7 +66,7 @@ impl Hydration {
         if self.is_trusted() {
             return Ok(Verdict::Right);
         }
-        let verdict = decide(&known, &held, at_ms, Truth::from(self.config.on_difference));
+        let verdict = decide(&known, &held, at_ms, self.truth());
         match (verdict, &known, held) {
             (Verdict::Fill | Verdict::Overwrite, Known::Live(profile), _) => {
                 self.replace(key, Some(profile)).await?;
@@ -80,7 +80,8 @@ impl Hydration {
 
     async fn ask_database(&self, key: &[u8]) -> Result<Known, CommandError> {
         let (answer, answered) = oneshot::channel();
-        let question = Question::Profile { appended: self.appended(), key: key.to_vec(), answer };
+        let question =
+            Question::Profile { appended: self.appended().await, key: key.to_vec(), answer };
         let asked = self.questions.send(question).await;
         asked.map_err(|_| CommandError::Unloaded)?;
         match answered.await {

@@ -91,7 +91,7 @@ impl<'a> Pass<'a> {
 
     async fn page(&self, from: PageMark) -> Result<Page, CommandError> {
         let (answer, answered) = oneshot::channel();
-        let question = Question::Page { appended: self.hydration.appended(), from, answer };
+        let question = Question::Page { appended: self.hydration.appended().await, from, answer };
         let asked = self.hydration.questions.send(question).await;
         asked.map_err(|_| CommandError::Unloaded)?;
         match answered.await {

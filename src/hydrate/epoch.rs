@@ -8,6 +8,7 @@
 //! eviction noeviction     '-' where Redis does not tell
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
 //! settled true            every profile was checked in this epoch
+//! truth database          who is right where both sides differ while it is not
 //! ```
 //!
 //! The file is replaced as a whole: written beside it, synced, renamed, and the folder synced. One that
@@ -18,6 +19,8 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
+
+use super::Truth;
 
 const HEAD: &str = "profile-proxy epoch 1";
 
@@ -57,6 +60,8 @@ pub struct EpochRecord {
     pub first_ticket: u64,
     /// Every profile was checked.
     pub settled: bool,
+    /// Who is right while it is not.
+    pub truth: Truth,
 }
 
 impl EpochRecord {
@@ -72,17 +77,20 @@ impl EpochRecord {
         let eviction = Some(take("eviction")?).filter(|policy| policy != "-");
         let first_ticket = take("first_ticket")?.parse().ok()?;
         let settled = take("settled")?.parse().ok()?;
+        let truth = Truth::named(&take("truth")?)?;
         let epoch = Epoch { run_id, replication_id, role, eviction };
-        Some(Self { epoch, first_ticket, settled })
+        Some(Self { epoch, first_ticket, settled, truth })
     }
 
     fn text(&self) -> String {
-        let Self { epoch, first_ticket, settled } = self;
+        let Self { epoch, first_ticket, settled, truth } = self;
+        let truth = truth.name();
         let Epoch { run_id, replication_id, role, eviction } = epoch;
         let eviction = eviction.as_deref().unwrap_or("-");
         format!(
             "{HEAD}\nrun_id {run_id}\nreplication_id {replication_id}\nrole {role}\n\
-             eviction {eviction}\nfirst_ticket {first_ticket}\nsettled {settled}\n"
+             eviction {eviction}\nfirst_ticket {first_ticket}\nsettled {settled}\n\
+             truth {truth}\n"
         )
     }
 }
@@ -134,7 +142,7 @@ mod tests {
             role: "master".into(),
             eviction: Some("allkeys-lru".into()),
         };
-        EpochRecord { epoch, first_ticket: 1042, settled: true }
+        EpochRecord { epoch, first_ticket: 1042, settled: true, truth: Truth::Database }
     }
 
     #[test]
@@ -146,7 +154,7 @@ mod tests {
         file.write(&record).unwrap();
         assert_eq!(file.read(), Some(record.clone()));
         let epoch = Epoch { eviction: None, ..record.epoch };
-        let later = EpochRecord { epoch, first_ticket: 2000, settled: false };
+        let later = EpochRecord { epoch, first_ticket: 2000, settled: false, truth: Truth::Redis };
         file.write(&later).unwrap();
         assert_eq!(file.read(), Some(later));
     }

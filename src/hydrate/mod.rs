@@ -17,7 +17,7 @@ mod lookup;
 mod residency;
 mod verdict;
 
-pub use config::{Config, Difference};
+pub use config::Config;
 pub use epoch::{Epoch, EpochFile, EpochRecord};
 pub use lookup::{Away, Page, PageMark, Question};
 pub use residency::{CheckedKeysFull, Residency};

@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
+
 use crate::guards::Guard;
 
 /// PostgreSQL ends with the year 9999; later times come back from it as this millisecond.
@@ -45,13 +47,32 @@ pub enum Held {
     Hash(Profile),
 }
 
-/// Who is right where both have the profile and differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who is right where both sides have a profile and differ, after Redis was changed or restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Truth {
-    /// The database and the changes on their way to it.
+    /// The database and the changes on their way to it. Right after a wipe, a stale dump, a late replica.
+    #[default]
     Database,
-    /// Redis.
+    /// Redis. For one that others write to past the proxy, and for a database that was replaced.
     Redis,
+}
+
+impl Truth {
+    /// Returns the name in the configuration and in the file of the epoch.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::Redis => "redis",
+        }
+    }
+
+    /// Finds one by its name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Database, Self::Redis].into_iter().find(|truth| truth.name() == name)
+    }
 }
 
 /// What is to be done so that the profile in Redis can be trusted.

@@ -226,6 +226,7 @@ impl Delivery {
                 first = first.0,
                 "the database is new and the journal no longer holds the changes before"
             );
+            self.status.set_replaced();
         }
         let journal = self.journal.clone();
         let reader = match blocking(move || journal.reader(from)).await? {

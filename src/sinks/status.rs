@@ -26,6 +26,7 @@ pub struct Status {
     failures: [AtomicU64; FailureClass::ALL.len()],
     connected: AtomicBool,
     joined: AtomicBool,
+    replaced: watch::Sender<bool>,
     oldest_undelivered_at_ms: AtomicU64,
     last_failure: AtomicU8,
 }
@@ -42,6 +43,7 @@ impl Default for Status {
             failures: Default::default(),
             connected: AtomicBool::new(false),
             joined: AtomicBool::new(false),
+            replaced: watch::Sender::new(false),
             oldest_undelivered_at_ms: AtomicU64::new(0),
             last_failure: AtomicU8::new(NO_FAILURE),
         }
@@ -109,6 +111,13 @@ impl Status {
         self.joined.load(Acquire)
     }
 
+    /// Watches whether the database turned out to be another one, which lacks what the journal has let
+    /// go of.
+    #[must_use]
+    pub fn replaced(&self) -> watch::Receiver<bool> {
+        self.replaced.subscribe()
+    }
+
     /// When the oldest change that is read and not yet committed was made, in milliseconds since
     /// 1970; `None` when there is none.
     #[must_use]
@@ -149,6 +158,10 @@ impl Status {
     /// Returns what it was before.
     pub(super) fn set_connected(&self, connected: bool) -> bool {
         self.connected.swap(connected, Relaxed)
+    }
+
+    pub(super) fn set_replaced(&self) {
+        self.replaced.send_replace(true);
     }
 
     pub(super) fn set_joined(&self) {

@@ -480,6 +480,37 @@ fn redis_is_right_where_it_is_configured_to_be() {
     assert_eq!(setup.database_profiles()["user:1"].len(), 2);
 }
 
+/// Another database than before, and a journal that has let go of what the former one had.
+#[test]
+fn a_database_that_was_lost_gets_every_profile_whole_from_redis() {
+    let config = format!("{FAST}\n[journal]\nsegment_bytes_max = \"1MiB\"\n");
+    let setup = Setup::servers_with(options(&config).allows_log("the database is"));
+    setup.proxy.wait_until_checked();
+    let mut client = setup.proxy.client();
+    let large = "x".repeat(100_000);
+    for number in 0..40 {
+        client.command(&["HSET", &format!("user:{number}"), "large", &large, "n", "1"]);
+    }
+    command(&mut client, "DEL user:0");
+    setup.wait_for_history(41);
+    // What is delivered leaves the journal about a second later.
+    thread::sleep(Duration::from_millis(2500));
+    command(&mut client, "HINCRBY user:39 n 1");
+    setup.wait_for_history(42);
+    let before = setup.store_profiles();
+    setup.query("drop schema profile_proxy cascade");
+    command(&mut client, "HINCRBY user:1 n 1");
+    wait_until("the other database to be noticed", BOUND, || {
+        let lines = setup.proxy.logs();
+        lines.iter().any(|line| line.contains("is another one than before")).then_some(())
+    });
+    assert_eq!(command(&mut client, "HINCRBY user:2 n 1"), Reply::Integer(2));
+    setup.proxy.wait_until_checked();
+    assert_eq!(setup.store_profiles().len(), before.len());
+    setup.wait_for_equality();
+    assert!(setup.database_profiles().values().all(|fields| fields.len() == 2), "whole rows");
+}
+
 /// What each guard is for: with it off, the damage that it prevents is there.
 mod without_a_guard {
     use super::*;
