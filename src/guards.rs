@@ -1,8 +1,9 @@
 //! The guards that keep acknowledged writes, and the switch with which a test turns one off.
 //!
-//! A test of a guard that cannot fail proves nothing. So a build for tests (`debug_assertions`) reads
-//! `PROFILE_PROXY_TEST_WITHOUT=overlay,fence` once, and the guards that are named there do nothing. In a
-//! build for use every question here is answered at compile time, and the variable is not read.
+//! A test of a guard that cannot fail proves nothing. So a build for tests (`debug_assertions`)
+//! reads `PROFILE_PROXY_TEST_WITHOUT=overlay,fence` once, and the guards that are named there do
+//! nothing. In a build for use every question here is answered at compile time, and the variable is
+//! not read.
 
 /// One guard of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! Which profiles may be used, and who waits for one that has to be checked first.
 //!
-//! While every profile is trusted this costs one test per command. After Redis was changed or restarted a
-//! command waits until each profile that it names is checked ([`super::load`]); clients that name the same
-//! profile share one check. Nothing writes a profile before it is checked, so a check needs no lock.
+//! While every profile is trusted this costs one test per command. After Redis was changed or
+//! restarted a command waits until each profile that it names is checked ([`super::load`]); clients
+//! that name the same profile share one check. Nothing writes a profile before it is checked, so a
+//! check needs no lock.
 
 use std::{
     cell::{Cell, RefCell},
@@ -60,8 +61,8 @@ struct State {
     record: Option<EpochRecord>,
     /// Profiles are being checked in the epoch of the record, since this process knows it.
     begun: bool,
-    /// Changes up to this one count when a profile is looked up; not known while writes are in flight
-    /// that were sent when everything was trusted.
+    /// Changes up to this one count when a profile is looked up; not known while writes are in
+    /// flight that were sent when everything was trusted.
     appended: Option<u64>,
     /// Redis held no keys at all when the epoch began, so it need not be asked about a profile.
     empty: bool,
@@ -92,7 +93,8 @@ pub struct HydrationParts {
 }
 
 impl Hydration {
-    /// Starts with what the last run has left in the file; nothing is trusted before the first link.
+    /// Starts with what the last run has left in the file; nothing is trusted before the first
+    /// link.
     #[must_use]
     pub fn new(parts: HydrationParts) -> Rc<Self> {
         let record = parts.file.read();
@@ -153,8 +155,8 @@ impl Hydration {
         state.record.as_ref().map_or(self.config.on_difference, |record| record.truth)
     }
 
-    /// Takes the news that the database is another one, which lacks what the journal has let go of. Redis is
-    /// right then: each profile is recorded whole where the database has it otherwise.
+    /// Takes the news that the database is another one, which lacks what the journal has let go of.
+    /// Redis is right then: each profile is recorded whole where the database has it otherwise.
     pub async fn database_replaced(&self) {
         {
             let mut state = self.state.borrow_mut();
@@ -166,8 +168,9 @@ impl Hydration {
             (state.appended, state.empty) = (None, false);
         }
         warn!("the database is another one than before; profiles are recorded in it from Redis");
-        // Writes that are on their way were sent while everything was trusted. Behind them on the lane
-        // nothing more of that kind can come; if the link is lost, the next one ends this as well.
+        // Writes that are on their way were sent while everything was trusted. Behind them on the
+        // lane nothing more of that kind can come; if the link is lost, the next one ends this as
+        // well.
         let fence = self.ask(1, |out| push_command(out, &[b"PING"], |_, _| {})).await;
         if fence.is_ok() {
             self.state.borrow_mut().appended.get_or_insert(self.journal.appended().0);
@@ -180,8 +183,8 @@ impl Hydration {
         self.state.borrow().empty
     }
 
-    /// Decides what a new link means, before anything goes over it. Returns the ticket from which on
-    /// writes were sent to this Redis: what is in doubt from before cannot be read back from it.
+    /// Decides what a new link means, before anything goes over it. Returns the ticket from which
+    /// on writes were sent to this Redis: what is in doubt from before cannot be read back from it.
     pub(super) fn link_up(&self, server: &Server) -> u64 {
         let epoch = epoch_of(server);
         let mut state = self.state.borrow_mut();
@@ -217,7 +220,8 @@ impl Hydration {
         first_ticket
     }
 
-    /// Trusts nothing any more; what is being checked is told so and starts again when it is asked for.
+    /// Trusts nothing any more; what is being checked is told so and starts again when it is asked
+    /// for.
     fn begin(&self, state: &mut State, server: &Server) {
         self.distrust(state);
         state.appended = Some(self.journal.appended().0);
@@ -237,8 +241,9 @@ impl Hydration {
         self.unsettled.notify_one();
     }
 
-    /// Profiles with a write in doubt were checked before that write was sent, and are read back first
-    /// thing on the link. They must not be checked again: the reading back is not among what counts.
+    /// Profiles with a write in doubt were checked before that write was sent, and are read back
+    /// first thing on the link. They must not be checked again: the reading back is not among what
+    /// counts.
     fn trust_doubts(&self, state: &mut State, first_ticket: u64) {
         let ledger = self.ledger.borrow();
         for key in ledger.in_doubt().range(first_ticket..).map(|(_, key)| key) {
@@ -276,8 +281,8 @@ impl Hydration {
         }
     }
 
-    /// Finds the profiles among keys that have to be checked first, and has that begun; nothing where
-    /// there are none.
+    /// Finds the profiles among keys that have to be checked first, and has that begun; nothing
+    /// where there are none.
     pub(super) fn touch<'k>(
         self: &Rc<Self>,
         keys: impl Iterator<Item = &'k [u8]>,
@@ -300,8 +305,8 @@ impl Hydration {
         Ok((gate.left.get() > 0).then_some(gate))
     }
 
-    /// Checks one profile on behalf of the warm-up, with what the database says of it if that is known;
-    /// nothing if it is checked already.
+    /// Checks one profile on behalf of the warm-up, with what the database says of it if that is
+    /// known; nothing if it is checked already.
     pub(super) fn warm(self: &Rc<Self>, key: &[u8], known: Option<Known>) -> Option<Rc<Gate>> {
         if self.state.borrow().residency.is_trusted(key) {
             return None;
@@ -402,8 +407,8 @@ impl Proxy {
         hydration.touch(keys.iter().map(Vec::as_slice))
     }
 
-    /// Takes the news that the profiles of a client's next command cannot be checked; the command is then
-    /// run again and refused.
+    /// Takes the news that the profiles of a client's next command cannot be checked; the command
+    /// is then run again and refused.
     pub fn unloaded(&self, client: &Client, error: CommandError) {
         if let Some(hydration) = &self.hydration {
             client.unloaded.set(Some((hydration.generation(), error)));
@@ -411,8 +416,8 @@ impl Proxy {
     }
 }
 
-/// Tells whether a command may reach profiles by its keys. Writes that are not captured are refused on
-/// profiles, so they have nothing to wait for.
+/// Tells whether a command may reach profiles by its keys. Writes that are not captured are refused
+/// on profiles, so they have nothing to wait for.
 fn names_profiles(spec: &Spec) -> bool {
     match spec.route {
         Route::Profile(_) => true,
@@ -467,7 +472,7 @@ fn tell(before: Option<&EpochRecord>, now: &Epoch) {
         None => info!("this Redis was not seen before; each profile is checked once"),
         Some(_) => info!(
             role = now.role,
-            "Redis is not the one it was, or was restarted; each profile is checked against the database"
+            "Redis is not the one it was, or was restarted; each profile is checked"
         ),
     }
     if now.may_evict() {

@@ -91,8 +91,8 @@ impl Ledger {
         self.next_ticket - 1
     }
 
-    /// Takes a ticket without an intent, between others that have one: the keys of an intent record are
-    /// numbered without gaps. The change has to follow at once.
+    /// Takes a ticket without an intent, between others that have one: the keys of an intent record
+    /// are numbered without gaps. The change has to follow at once.
     pub fn ticket_apart(&mut self) -> u64 {
         self.record_intents();
         self.ticket()
@@ -150,8 +150,8 @@ impl Ledger {
         self.in_doubt.insert(ticket, key.to_vec());
     }
 
-    /// Gives up on writes in doubt that were sent before the one with this ticket: whoever could tell is
-    /// gone. Their clients were told that the outcome is unknown.
+    /// Gives up on writes in doubt that were sent before the one with this ticket: whoever could
+    /// tell is gone. Their clients were told that the outcome is unknown.
     pub fn forsake(&mut self, first_ticket: u64) {
         let kept = self.in_doubt.split_off(&first_ticket);
         let given_up = std::mem::replace(&mut self.in_doubt, kept);

@@ -6,7 +6,8 @@
 //! Redis: HGETALL PEXPIRETIME TIME ─┘              or journal what Redis holds, whole
 //! ```
 //!
-//! Both are asked at the same time. Nobody writes the profile meanwhile: every command that names it waits.
+//! Both are asked at the same time. Nobody writes the profile meanwhile: every command that names
+//! it waits.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -61,8 +62,9 @@ impl Hydration {
         if self.generation() != generation {
             return Err(CommandError::UpstreamDown);
         }
-        // The warm-up has settled the epoch meanwhile: writes wait for nobody any more, and what was read
-        // here may be older than they are. A profile that needs something done has kept it from that.
+        // The warm-up has settled the epoch meanwhile: writes wait for nobody any more, and what
+        // was read here may be older than they are. A profile that needs something done has kept it
+        // from that.
         if self.is_trusted() {
             return Ok(Verdict::Right);
         }
@@ -90,8 +92,8 @@ impl Hydration {
         }
     }
 
-    /// Reads what Redis holds, and its clock. A Redis that began empty holds nothing, and its clock only
-    /// matters to a profile that could have expired.
+    /// Reads what Redis holds, and its clock. A Redis that began empty holds nothing, and its clock
+    /// only matters to a profile that could have expired.
     async fn look(&self, key: &[u8], known: Option<&Known>) -> Result<(Held, u64), CommandError> {
         if self.began_empty() && matches!(known, Some(Known::Nothing | Known::Gone)) {
             return Ok((Held::Nothing, now_ms()));
@@ -122,8 +124,8 @@ impl Hydration {
         let mut commands = Vec::new();
         let count = push_replacement(&mut commands, key, profile);
         let replies = self.ask(count, |out| out.extend_from_slice(&commands)).await?;
-        // All or nothing: EXEC answers with an array, or Redis has refused one of the commands (no memory,
-        // a replica), and with it all of them.
+        // All or nothing: EXEC answers with an array, or Redis has refused one of the commands (no
+        // memory, a replica), and with it all of them.
         match reply_at(&replies, count - 1).first() {
             Some(b'*') => Ok(()),
             _ => Err(CommandError::Unloaded),

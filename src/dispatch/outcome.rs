@@ -258,8 +258,9 @@ impl Receiver for Outcome {
 
     fn recover(&mut self, batch: &mut Batch<Slot>, server: &Server) {
         self.retention.borrow_mut().forget_all();
-        // What another Redis than this one was sent cannot be read back here: an absent profile would be
-        // taken for a deleted one. What is journaled stands, and the profile is checked against that.
+        // What another Redis than this one was sent cannot be read back here: an absent profile
+        // would be taken for a deleted one. What is journaled stands, and the profile is checked
+        // against that.
         let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
         self.ledger.borrow_mut().forsake(first_ticket);
         super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);

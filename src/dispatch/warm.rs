@@ -1,8 +1,9 @@
 //! The warm-up: after Redis was changed or restarted, every profile is checked in the background.
 //!
-//! It goes over what the database should have and then over what Redis holds. When nothing has failed
-//! on the way the epoch is settled, and from then on no command asks whether its profile was checked.
-//! It runs a bounded number of checks at a time and per second; clients' own touches do not wait for it.
+//! It goes over what the database should have and then over what Redis holds. When nothing has
+//! failed on the way the epoch is settled, and from then on no command asks whether its profile was
+//! checked. It runs a bounded number of checks at a time and per second; clients' own touches do
+//! not wait for it.
 
 use std::{
     collections::VecDeque,

@@ -12,7 +12,8 @@ use super::Truth;
 pub struct Config {
     /// Who is right where both sides have a profile and differ.
     pub on_difference: Truth,
-    /// The most profiles that the background warm-up checks in a second; clients' own touches come first.
+    /// The most profiles that the background warm-up checks in a second; clients' own touches come
+    /// first.
     pub warm_keys_per_second_max: NonZeroU32,
 }
 

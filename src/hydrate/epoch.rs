@@ -1,4 +1,5 @@
-//! An epoch: one life of the Redis behind the proxy, and the small file that remembers the last one.
+//! An epoch: one life of the Redis behind the proxy, and the small file that remembers the last
+//! one.
 //!
 //! ```text
 //! profile-proxy epoch 1
@@ -11,8 +12,8 @@
 //! truth database          who is right where both sides differ while it is not
 //! ```
 //!
-//! The file is replaced as a whole: written beside it, synced, renamed, and the folder synced. One that
-//! cannot be read counts as none, which costs a check of every profile and nothing else.
+//! The file is replaced as a whole: written beside it, synced, renamed, and the folder synced. One
+//! that cannot be read counts as none, which costs a check of every profile and nothing else.
 
 use std::{
     fs::{self, File},

@@ -1,8 +1,9 @@
-//! The questions that the foreground asks about profiles, and the answers of whoever knows the database.
+//! The questions that the foreground asks about profiles, and the answers of whoever knows the
+//! database.
 //!
-//! An answer is the database's row with every pending change applied: those that were journaled up to
-//! `appended`, delivered or not. A profile is asked about only until it is checked, and nobody writes it
-//! before that, so a fixed `appended` for a whole epoch is enough.
+//! An answer is the database's row with every pending change applied: those that were journaled up
+//! to `appended`, delivered or not. A profile is asked about only until it is checked, and nobody
+//! writes it before that, so a fixed `appended` for a whole epoch is enough.
 
 use tokio::sync::oneshot;
 

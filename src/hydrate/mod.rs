@@ -1,15 +1,15 @@
 //! Where a profile's truth is after Redis has lost, or may have lost, what it held.
 //!
 //! ```text
-//! the same Redis as before, settled   -> every profile is trusted: one test per command
-//! another Redis, or a restarted one   -> each profile is checked once, when it is first touched or by the
-//!                                        warm-up: database row + pending changes against what Redis holds
-//! warm-up has gone over everything    -> settled, and written to the file `epoch`
+//! the same Redis, settled   -> every profile is trusted: one test per command
+//! another or a restarted    -> each profile is checked once, at its first touch or by the warm-up:
+//!                              row + pending changes against what Redis holds
+//! all have been gone over   -> settled, and written to the file `epoch`
 //! ```
 //!
-//! This floor holds the pure parts: what an epoch is, which profiles are checked, and what follows from
-//! the two sides. It sends nothing to Redis and asks no database; the questions for the database are
-//! defined here, because those who ask and those who answer do not know each other.
+//! This floor holds the pure parts: what an epoch is, which profiles are checked, and what follows
+//! from the two sides. It sends nothing to Redis and asks no database; the questions for the
+//! database are defined here, because those who ask and those who answer do not know each other.
 
 mod config;
 mod epoch;

@@ -1,9 +1,10 @@
 //! Which profiles can be trusted: all of them, or those that were checked since Redis was changed.
 //!
-//! Of each checked key 64 bits of a keyed hash are kept, 8 to 18 bytes in memory; the key of the hash is
-//! drawn at the start. A key is taken for checked by mistake with a chance of one in 10^12 when ten
-//! million are checked. Nothing is ever forgotten before the epoch is settled: a profile that was checked
-//! and then written must not be checked again, because what was journaled since is not looked at.
+//! Of each checked key 64 bits of a keyed hash are kept, 8 to 18 bytes in memory; the key of the
+//! hash is drawn at the start. A key is taken for checked by mistake with a chance of one in 10^12
+//! when ten million are checked. Nothing is ever forgotten before the epoch is settled: a profile
+//! that was checked and then written must not be checked again, because what was journaled since is
+//! not looked at.
 
 use std::{
     collections::HashSet,

@@ -51,7 +51,8 @@ pub enum Held {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Truth {
-    /// The database and the changes on their way to it. Right after a wipe, a stale dump, a late replica.
+    /// The database and the changes on their way to it. Right after a wipe, a stale dump, a late
+    /// replica.
     #[default]
     Database,
     /// Redis. For one that others write to past the proxy, and for a database that was replaced.
@@ -131,7 +132,8 @@ pub fn decide(known: &Known, held: &Held, now_ms: u64, truth: Truth) -> Verdict 
     };
     let live = match known {
         Known::Live(profile) if profile.expires_ms.is_none_or(|at| at > now_ms) => profile,
-        // A row without fields is left by writes that only moved an expiry: Redis has no empty hashes.
+        // A row without fields is left by writes that only moved an expiry: Redis has no empty
+        // hashes.
         Known::Live(profile) if !profile.fields.is_empty() => return gone(hash),
         Known::Gone => return gone(hash),
         Known::Live(_) | Known::Nothing => return unknown(hash),

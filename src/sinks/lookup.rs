@@ -1,8 +1,10 @@
-//! Answers the foreground's questions about profiles: the row, with every pending change laid over it.
+//! Answers the foreground's questions about profiles: the row, with every pending change laid over
+//! it.
 //!
-//! Questions that wait are answered together, with one query. Pending is what the journal holds behind the
-//! database's cursor; it is read once per epoch and dropped when the delivery has come past it. What the
-//! database has refused (`dead_letters`) was acknowledged too, and counts as well.
+//! Questions that wait are answered together, with one query. Pending is what the journal holds
+//! behind the database's cursor; it is read once per epoch and dropped when the delivery has come
+//! past it. What the database has refused (`dead_letters`) was acknowledged too, and counts as
+//! well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +50,8 @@ struct Asked {
 }
 
 impl Lookup {
-    /// Prepares to read; connects to nothing yet. The status is that of the delivery to this database.
+    /// Prepares to read; connects to nothing yet. The status is that of the delivery to this
+    /// database.
     #[must_use]
     pub fn new(
         journal: Journal,
@@ -134,12 +137,27 @@ impl Lookup {
             }
             sleep(JOIN_PAUSE).await;
         }
-        let delivered = self.status.delivered().0;
-        if delivered >= appended || !Guard::Overlay.is_up() {
+        if !Guard::Overlay.is_up() {
+            return Ok(());
+        }
+        loop {
+            let delivered = self.status.delivered().0;
+            match self.lay(delivered, appended).await {
+                // The delivery has come further, and the journal has let go of what was to be read.
+                Err(_) if self.status.delivered().0 > delivered => {}
+                laid => return laid,
+            }
+        }
+    }
+
+    /// Reads what is pending, unless it was read or there is nothing.
+    async fn lay(&mut self, delivered: u64, appended: u64) -> Result<(), SinkError> {
+        if delivered >= appended {
             self.overlay = None;
             return Ok(());
         }
-        // A database that was set back has a cursor before the overlay: it lacks what was delivered before.
+        // A database that was set back has a cursor before the overlay: it lacks what was delivered
+        // before.
         let fits = |overlay: &Overlay| overlay.to == appended && overlay.from <= delivered;
         if self.overlay.as_ref().is_some_and(fits) {
             return Ok(());
@@ -156,9 +174,7 @@ impl Lookup {
                 self.overlay = Some(overlay);
                 Ok(())
             }
-            Ok(Err(OverlayError::Journal(error))) => {
-                // The delivery may have come further meanwhile, and the journal let go of what it read.
-                warn!(%error, "pending changes could not be read");
+            Ok(Err(OverlayError::Journal)) => {
                 Err(SinkError::plain(FailureClass::Connection, "journal"))
             }
             Ok(Err(OverlayError::TooLarge)) | Err(_) => {
@@ -168,8 +184,8 @@ impl Lookup {
         }
     }
 
-    /// Reads rows and what was set aside of the same profiles, and lays over what is pending. `keys` are
-    /// the profiles whose absence from the table is no reason to leave them out.
+    /// Reads rows and what was set aside of the same profiles, and lays over what is pending.
+    /// `keys` are the profiles whose absence from the table is no reason to leave them out.
     async fn known(
         &mut self,
         wanted: Wanted<'_>,

@@ -1,8 +1,10 @@
-//! What is journaled and not delivered yet, per profile: read once, then laid over the database's rows.
+//! What is journaled and not delivered yet, per profile: read once, then laid over the database's
+//! rows.
 //!
 //! The records are kept as they are and folded with the row when it is known, by the same fold as a
-//! delivery's: an expiry in the row can decide what a later change starts from. A record that later ones
-//! of the same profile make void is dropped, so a hot profile costs no more than its latest values.
+//! delivery's: an expiry in the row can decide what a later change starts from. A record that later
+//! ones of the same profile make void is dropped, so a hot profile costs no more than its latest
+//! values.
 
 use std::collections::HashSet;
 
@@ -10,7 +12,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use super::fold::{Folded, Record, Row};
 use crate::hydrate::{Known, Profile};
-use crate::journal::{Batch, Journal, JournalError, Sequence};
+use crate::journal::{Batch, Journal, Sequence};
 use crate::profile::{Change, Entry, Expiry};
 
 /// The most bytes of pending changes that are kept.
@@ -25,8 +27,8 @@ const READ_BYTES_MAX: usize = 4 << 20;
 pub(super) enum OverlayError {
     /// The pending changes are too many; the delivery has to come further first.
     TooLarge,
-    /// The journal could not be read.
-    Journal(JournalError),
+    /// The journal could not be read, or has let go of what was to be read.
+    Journal,
 }
 
 /// One change and its place in the journal.
@@ -49,12 +51,14 @@ pub(super) struct Overlay {
 impl Overlay {
     /// Reads the journal behind `from` up to `to`; blocks for the file system.
     pub(super) fn read(journal: &Journal, from: u64, to: u64) -> Result<Self, OverlayError> {
-        let mut reader = journal.reader(Sequence(from).next()).map_err(OverlayError::Journal)?;
+        // A database that has nothing gets what the journal still holds.
+        let first = if from == 0 { journal.first() } else { Sequence(from).next() };
+        let mut reader = journal.reader(first).map_err(|_| OverlayError::Journal)?;
         let mut batch = Batch::new();
         let mut collected = Collected::default();
         loop {
             let read = reader.read(&mut batch, READ_RECORDS_MAX, READ_BYTES_MAX);
-            if read.map_err(OverlayError::Journal)? == 0 {
+            if read.map_err(|_| OverlayError::Journal)? == 0 {
                 break;
             }
             for (sequence, record) in batch.iter().take_while(|(sequence, _)| sequence.0 <= to) {
@@ -131,8 +135,9 @@ fn size_of(pending: &[Pending]) -> usize {
     pending.iter().map(|one| one.record.len()).sum()
 }
 
-/// Drops the records that only set fields which later ones set again. Nothing else of them is seen: where
-/// one meets an expiry that has passed, the next one meets it too, unless a clock went back in between.
+/// Drops the records that only set fields which later ones set again. Nothing else of them is seen:
+/// where one meets an expiry that has passed, the next one meets it too, unless a clock went back
+/// in between.
 pub(super) fn drop_void(pending: &mut Vec<Pending>) {
     let mut later: HashSet<Vec<u8>> = HashSet::new();
     let mut next_ms = 0;
@@ -154,7 +159,8 @@ pub(super) fn drop_void(pending: &mut Vec<Pending>) {
     pending.retain(|_| keep.next().unwrap_or(true));
 }
 
-/// Lays pending changes over a row; those that the row has already, up to `row_has`, do not count again.
+/// Lays pending changes over a row; those that the row has already, up to `row_has`, do not count
+/// again.
 pub(super) fn lay_over<'a>(
     row: Option<Row>,
     row_has: u64,

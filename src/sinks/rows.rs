@@ -1,6 +1,7 @@
 //! Reading rows for the foreground, over one connection that is made anew when it fails.
 //!
-//! A pool would wait for a database that refuses connections; whoever asks here has to be told at once.
+//! A pool would wait for a database that refuses connections; whoever asks here has to be told at
+//! once.
 
 use std::time::Duration;
 

@@ -105,14 +105,15 @@ impl Status {
         self.connected.load(Relaxed)
     }
 
-    /// Says whether the database was ever reached; its tables are there then, and the cursor is known.
+    /// Says whether the database was ever reached; its tables are there then, and the cursor is
+    /// known.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         self.joined.load(Acquire)
     }
 
-    /// Watches whether the database turned out to be another one, which lacks what the journal has let
-    /// go of.
+    /// Watches whether the database turned out to be another one, which lacks what the journal has
+    /// let go of.
     #[must_use]
     pub fn replaced(&self) -> watch::Receiver<bool> {
         self.replaced.subscribe()

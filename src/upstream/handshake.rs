@@ -34,14 +34,16 @@ pub struct Server {
     pub replication_id: String,
     /// `master` or `slave`.
     pub role: String,
-    /// What is removed when the memory is full: `maxmemory-policy`, or `noeviction` where there is no limit.
+    /// What is removed when the memory is full: `maxmemory-policy`, or `noeviction` where there is
+    /// no limit.
     pub eviction: Option<String>,
     /// How many keys the profiles' database holds.
     pub keys: Option<u64>,
 }
 
 impl Server {
-    /// Reads the answers to `INFO server`, `INFO replication` and `INFO memory`, one behind the other.
+    /// Reads the answers to `INFO server`, `INFO replication` and `INFO memory`, one behind the
+    /// other.
     fn parse(info: &str, keys: Option<u64>) -> Self {
         let find = |name: &str| {
             let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

@@ -1,8 +1,8 @@
-//! Redis loses what it held, or comes back with something older: no acknowledged write is missed through the
-//! proxy, no counter starts again, nothing that was deleted returns.
+//! Redis loses what it held, or comes back with something older: no acknowledged write is missed
+//! through the proxy, no counter starts again, nothing that was deleted returns.
 //!
-//! Redis has no persistence here, so each restart of it is a wipe; with `SAVE` before, it comes back with
-//! what it held then.
+//! Redis has no persistence here, so each restart of it is a wipe; with `SAVE` before, it comes
+//! back with what it held then.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -53,7 +53,8 @@ fn start(config: &str) -> Setup {
     setup
 }
 
-/// Restarts Redis, which holds nothing then but what it has saved, and waits for the proxy to be linked.
+/// Restarts Redis, which holds nothing then but what it has saved, and waits for the proxy to be
+/// linked.
 #[track_caller]
 fn restart_redis(setup: &mut Setup) {
     let links = setup.proxy.metrics().sum("profile_proxy_upstream_links_total", &[]);
@@ -95,9 +96,9 @@ struct Stuck<'a>(&'a Postgres);
 impl<'a> Stuck<'a> {
     fn new(postgres: &'a Postgres) -> Stuck<'a> {
         postgres.query("create table if not exists public.stuck (yes int)");
-        let function = "create or replace function public.wait() returns trigger language plpgsql as \
-            $$ begin while exists (select from public.stuck) loop perform pg_sleep(0.05); end loop; \
-            return null; end $$";
+        let function = "create or replace function public.wait() returns trigger \
+            language plpgsql as $$ begin while exists (select from public.stuck) loop \
+            perform pg_sleep(0.05); end loop; return null; end $$";
         postgres.query(function);
         postgres.query("insert into public.stuck values (1)");
         postgres.query(
@@ -484,7 +485,9 @@ fn redis_is_right_where_it_is_configured_to_be() {
 #[test]
 fn a_database_that_was_lost_gets_every_profile_whole_from_redis() {
     let config = format!("{FAST}\n[journal]\nsegment_bytes_max = \"1MiB\"\n");
-    let setup = Setup::servers_with(options(&config).allows_log("the database is"));
+    let setup = Setup::servers_with(
+        options(&config).allows_log("the database is").allows_log("pending changes"),
+    );
     setup.proxy.wait_until_checked();
     let mut client = setup.proxy.client();
     let large = "x".repeat(100_000);

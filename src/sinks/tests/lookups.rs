@@ -1,4 +1,5 @@
-//! What is said of profiles: rows, with everything laid over them that was acknowledged and is not in them.
+//! What is said of profiles: rows, with everything laid over them that was acknowledged and is not
+//! in them.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Pending changes over a row that has some of them already are what the model makes of all of them.
+//! Pending changes over a row that has some of them already are what the model makes of all of
+//! them.
 
 use proptest::prelude::*;
 
