@@ -15,7 +15,7 @@ use tokio::{sync::oneshot, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{CommandError, Hydration, hydration::Gate};
+use super::{CommandError, Gate, Hydration};
 use crate::{
     backoff::Backoff,
     hydrate::{Known, Page, PageMark, Question},

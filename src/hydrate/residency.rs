@@ -11,8 +11,9 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault, Hasher},
 };
 
-/// Keys that can be checked in one epoch before it is settled: at most 600 MB.
-const CHECKED_KEYS_MAX: usize = 1 << 25;
+/// Keys that can be checked in one epoch before it is settled: at most 2.4 GB. With more profiles than
+/// that no epoch can be settled.
+const CHECKED_KEYS_MAX: usize = 1 << 27;
 
 /// No more keys can be checked until the warm-up has settled the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,7 +27,7 @@ use crate::journal::Journal;
 
 /// Questions that are answered together.
 const QUESTIONS_MAX: usize = 256;
-const PAGE_ROWS: usize = 200;
+const PAGE_ROWS: usize = 100;
 /// How often it is looked whether the database has been reached for the first time.
 const JOIN_PAUSE: Duration = Duration::from_millis(10);
 /// The pause after an overlay that was too large, in which the delivery comes further.

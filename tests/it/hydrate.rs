@@ -393,6 +393,41 @@ fn a_proxy_and_a_redis_that_die_together_lose_nothing_that_was_acknowledged() {
     setup.wait_for_equality();
 }
 
+/// The epoch goes on, but what was checked is forgotten: a write in doubt was sent to a profile that had
+/// been checked, and what Redis holds is the outcome.
+#[test]
+fn a_proxy_that_dies_while_profiles_are_checked_reads_back_what_is_in_doubt() {
+    let mut setup = start(SLOW);
+    let mut client = setup.proxy.client();
+    for number in 0..60 {
+        command(&mut client, &format!("HSET user:a{number} n 1"));
+    }
+    command(&mut client, "HSET user:hot n 0");
+    setup.wait_for_history(61);
+    restart_redis(&mut setup);
+    for round in 0..3 {
+        assert!(setup.proxy.metrics().sum("profile_proxy_checking", &[]) > 0.5, "round {round}");
+        let mut client = setup.proxy.client();
+        let flood: Vec<_> = (0..3000).map(|_| encode(&["HINCRBY", "user:hot", "n", "1"])).collect();
+        client.send(flood.concat());
+        let mut answered = client.reply().integer();
+        setup.proxy.kill_9();
+        while let Ok(Reply::Integer(count)) = client.try_reply() {
+            answered = count;
+        }
+        setup.proxy.restart();
+        let mut client = setup.proxy.client();
+        let held = command(&mut setup.store_client(), "HGET user:hot n");
+        assert_eq!(command(&mut client, "HGET user:hot n"), held, "round {round}");
+        let Reply::Integer(count) = command(&mut client, "HINCRBY user:hot n 0") else {
+            panic!("a count")
+        };
+        assert!(count >= answered, "{count} where {answered} were acknowledged");
+    }
+    setup.proxy.wait_until_checked();
+    setup.wait_for_equality();
+}
+
 #[test]
 fn transactions_and_scripts_find_their_profiles_again() {
     let mut setup = start(SLOW);
