@@ -17,6 +17,8 @@ pub mod schema;
 
 pub mod upstream;
 
+pub mod hydrate;
+
 pub mod engine;
 
 pub mod journal;
@@ -28,6 +30,8 @@ pub mod admin;
 pub mod profile;
 
 pub mod metrics;
+
+pub mod guards;
 
 pub mod backoff;
 

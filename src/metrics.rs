@@ -11,17 +11,22 @@ use std::{
 };
 
 /// The first words of our own errors.
-const ERRORS: [&str; 9] = [
+const ERRORS: [&str; 10] = [
     "ERR",
     "NOAUTH",
     "WRONGPASS",
     "SCHEMA",
     "MISCONF",
     "MASTERDOWN",
+    "LOADING",
     "NOPROTO",
     "DENIED",
     "EXECABORT",
 ];
+
+/// What became of profiles that were checked.
+const LOADS: [&str; 8] =
+    ["right", "absent", "other_type", "filled", "overwritten", "deleted", "adopted", "failed"];
 
 /// A number that only rises, written by one thread.
 #[derive(Debug, Default)]
@@ -108,6 +113,17 @@ pub struct Metrics {
     pub upstream_round_trip: Histogram,
     /// Profile writes whose outcome is not known yet.
     pub in_doubt: Gauge,
+    /// How often Redis was another one than before, or was restarted.
+    pub epochs: Counter,
+    /// Whether profiles have to be checked before they are used (1) or not (0).
+    pub checking: Gauge,
+    /// Profiles that were checked in this epoch; 0 when it is settled.
+    pub checked: Gauge,
+    /// Profiles that the warm-up has had checked.
+    pub warmed: Counter,
+    /// How long commands wait for their profiles to be checked.
+    pub load_wait: Histogram,
+    loads: [Counter; LOADS.len()],
 }
 
 impl Metrics {
@@ -133,6 +149,12 @@ impl Metrics {
             upstream_batches: Counter::default(),
             upstream_round_trip: Histogram::default(),
             in_doubt: Gauge::default(),
+            epochs: Counter::default(),
+            checking: Gauge::default(),
+            checked: Gauge::default(),
+            warmed: Counter::default(),
+            load_wait: Histogram::default(),
+            loads: Default::default(),
         }
     }
 
@@ -159,6 +181,14 @@ impl Metrics {
     /// Counts a value that breaks a rule of the schema, refused or not.
     pub fn violation(&self, rule: &str) {
         if let Some((_, counter)) = self.rules.iter().find(|(known, _)| *known == rule) {
+            counter.add(1);
+        }
+    }
+
+    /// Counts a profile that was checked, by what became of it.
+    pub fn load(&self, outcome: &str) {
+        let index = LOADS.iter().position(|known| *known == outcome);
+        if let Some(counter) = index.and_then(|index| self.loads.get(index)) {
             counter.add(1);
         }
     }
@@ -206,6 +236,8 @@ impl Metrics {
             ("protocol_errors_total", "Requests that were not RESP.", &self.protocol_errors),
             ("upstream_links_total", "Links made to the upstream.", &self.upstream_links),
             ("upstream_batches_total", "Writes to the upstream.", &self.upstream_batches),
+            ("epochs_total", "Changes and restarts of Redis that were noticed.", &self.epochs),
+            ("warmed_profiles_total", "Profiles checked by the warm-up.", &self.warmed),
         ] {
             text.counter(name, help, counter.value());
         }
@@ -213,6 +245,8 @@ impl Metrics {
             ("connections_open", "Connections that are open.", &self.connections_open),
             ("upstream_up", "Whether the upstream is there.", &self.upstream_up),
             ("in_doubt_changes", "Writes whose outcome is unknown.", &self.in_doubt),
+            ("checking", "Whether profiles are checked before they are used.", &self.checking),
+            ("checked_profiles", "Profiles checked in this epoch.", &self.checked),
         ] {
             text.gauge(name, help, gauge.value());
         }
@@ -220,6 +254,13 @@ impl Metrics {
         let buckets = round_trip.buckets.each_ref().map(Counter::value);
         let help = "From the sending of a batch to its last reply.";
         text.histogram("upstream_round_trip_seconds", help, &buckets, round_trip.nanos.value());
+        text.family("profile_proxy_loads_total", "counter", "Profiles checked, by outcome.");
+        for (outcome, counter) in LOADS.iter().zip(&self.loads) {
+            text.labelled("outcome", outcome, counter.value());
+        }
+        let buckets = self.load_wait.buckets.each_ref().map(Counter::value);
+        let help = "How long commands wait for their profiles to be checked.";
+        text.histogram("load_wait_seconds", help, &buckets, self.load_wait.nanos.value());
     }
 }
 

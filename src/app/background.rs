@@ -12,13 +12,15 @@ use tokio::{
     net::TcpListener,
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
 };
 use tracing::{error, info, warn};
 
 use super::{AppError, Stops};
 use crate::{
     admin::{self, Admin},
-    sinks::{Delivery, DeliveryError},
+    hydrate::Question,
+    sinks::{Delivery, DeliveryError, Lookup},
 };
 
 /// The niceness of the thread: about a tenth of a processor that others want as well.
@@ -29,6 +31,8 @@ const ADMIN_PATIENCE: Duration = Duration::from_millis(200);
 /// What runs beside the worker.
 pub(super) struct Background {
     pub(super) delivery: Delivery,
+    pub(super) lookup: Lookup,
+    pub(super) asked: mpsc::Receiver<Question>,
     pub(super) admin: Arc<Admin>,
     pub(super) port: StdListener,
     /// How long clients may take to get their replies at the end.
@@ -58,8 +62,10 @@ impl Background {
             await_signals(signals, stops.clone(), self.patience, Arc::clone(&self.admin));
         let delivering = deliver(self.delivery, &self.admin, &stops);
         let serving = serve_admin(self.port, Arc::clone(&self.admin), &stops);
+        // Nobody is left to ask when the worker has ended.
+        let answering = Box::pin(self.lookup.run(self.asked));
         tokio::select! {
-            _ = async { tokio::join!(delivering, serving) } => {}
+            _ = async { tokio::join!(delivering, serving, answering) } => {}
             never = stopping => match never {},
         }
     }

@@ -19,6 +19,7 @@ use std::{
 use thiserror::Error;
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::mpsc,
     task::LocalSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -34,10 +35,13 @@ use crate::{
     journal::{self, JournalError, Opened},
     metrics::Metrics,
     schema::{FieldType, Rule, Schema},
-    sinks::{self, ColumnType, Database, Delivery, DeliveryError, KindColumns, SinkError},
+    sinks::{self, ColumnType, Database, Delivery, DeliveryError, KindColumns, Lookup, SinkError},
 };
 use background::Background;
 use worker::{Leftover, Worker};
+
+/// Questions about profiles that may wait for the background thread.
+const QUESTIONS_MAX: usize = 1024;
 
 /// Why the program could not start, or did not end well.
 #[derive(Debug, Error)]
@@ -116,13 +120,23 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     });
     print_banner(config, &schema, &opened);
 
+    // What the worker asks the database about profiles that Redis may have lost.
+    let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+    let replaced = delivery.status().replaced();
+    let lookup = Lookup::new(opened.journal.clone(), &database, delivery.status(), &config.sink);
     let stops = Stops::default();
-    let background =
-        Background { delivery, admin, port: admin_port, patience: config.shutdown_timeout };
+    let background = Background {
+        delivery,
+        lookup,
+        asked,
+        admin,
+        port: admin_port,
+        patience: config.shutdown_timeout,
+    };
     let background = background.start(runtime, stops.clone())?;
 
     // The worker carries commands until a signal; then the journal ends, then the database.
-    let leftover = Leftover { next_ticket, in_doubt };
+    let leftover = Leftover { next_ticket, in_doubt, questions, replaced };
     let (schema, stops_too) = (Rc::new(schema), stops.clone());
     let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, delivered };
     let local = LocalSet::new();

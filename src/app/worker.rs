@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpListener, task::spawn_local};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::spawn_local,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -16,8 +20,12 @@ use super::{AppError, Stops};
 use crate::{
     auth::Auth,
     config::{Config, UpstreamAddress},
-    dispatch::{About, InDoubt, Ledger, Outcome, Proxy, Standing, Upstream, now_ms},
+    dispatch::{
+        About, Hydration, HydrationParts, InDoubt, Ledger, Outcome, Proxy, Standing, Upstream,
+        now_ms, warm_up,
+    },
     engine::Engine,
+    hydrate::{EpochFile, Question},
     journal::{self, Opened},
     metrics::Metrics,
     resp,
@@ -37,6 +45,10 @@ const FIRST_LINK_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Leftover {
     pub(super) next_ticket: u64,
     pub(super) in_doubt: InDoubt,
+    /// The way to the database.
+    pub(super) questions: mpsc::Sender<Question>,
+    /// Whether the database turned out to be another one.
+    pub(super) replaced: watch::Receiver<bool>,
 }
 
 /// What the worker is made of.
@@ -63,16 +75,34 @@ impl Worker<'_> {
         let listener = TcpListener::from_std(listener)
             .map_err(|source| system("serve the port for clients", source))?;
         let journal = opened.journal;
-        let ledger =
-            Ledger::new(opened.writer, journal.clone(), leftover.next_ticket, leftover.in_doubt);
+        let file = EpochFile::in_folder(&self.config.data_dir);
+        // Tickets tell to which epoch a write belongs, so they never start over.
+        let first = file.read().map_or(0, |record| record.first_ticket);
+        let next_ticket = leftover.next_ticket.max(first);
+        let ledger = Ledger::new(opened.writer, journal.clone(), next_ticket, leftover.in_doubt);
         let ledger = Rc::new(RefCell::new(ledger));
-        let outcome = Rc::new(RefCell::new(Outcome::new(
+        let lane = Lane::new();
+        let hydration = embedded.is_none().then(|| {
+            Hydration::new(HydrationParts {
+                lane: lane.clone(),
+                ledger: Rc::clone(&ledger),
+                journal: journal.clone(),
+                schema: Rc::clone(&self.schema),
+                metrics: Arc::clone(&self.metrics),
+                questions: leftover.questions,
+                config: self.config.hydrate,
+                file,
+                wait_max: self.config.upstream_timeout,
+            })
+        });
+        let outcome = Outcome::new(
             Rc::clone(&ledger),
             journal.clone(),
             self.config.journal.sync,
             Rc::clone(&self.schema),
             Arc::clone(&self.metrics),
-        )));
+        );
+        let outcome = Rc::new(RefCell::new(outcome.with_hydration(hydration.clone())));
         let ended = CancellationToken::new();
         let (upstream, pool) = match (embedded, &self.config.upstream) {
             (Some(engine), _) => {
@@ -80,7 +110,6 @@ impl Worker<'_> {
                 (Upstream::Embedded(Box::new(RefCell::new(engine))), None)
             }
             (None, address) => {
-                let lane = Lane::new();
                 let name = format!("profile-proxy:{}", journal.source());
                 let carry = lane.clone().run(
                     redis_address(address),
@@ -95,6 +124,10 @@ impl Worker<'_> {
                 (Upstream::Redis(lane), Some(pool))
             }
         };
+        if let Some(hydration) = &hydration {
+            spawn_local(warm_up(Rc::clone(hydration), ended.child_token()));
+            spawn_local(distrust(leftover.replaced, Rc::clone(hydration), ended.child_token()));
+        }
         let proxy = Proxy::new(
             self.auth,
             self.schema,
@@ -107,7 +140,7 @@ impl Worker<'_> {
         let listen = listener.local_addr().unwrap_or(self.config.listen);
         let about = about(listen, self.started, journal.clone(), self.delivered);
         let proxy = proxy.with_scripts(self.config.scripts).with_debug(self.config.allow_debug);
-        let proxy = Rc::new(proxy.with_about(about));
+        let proxy = Rc::new(proxy.with_about(about).with_hydration(hydration));
         spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
         info!(address = %self.config.listen, "ready to accept connections");
@@ -149,6 +182,23 @@ async fn release(
 ) {
     while let Some(Ok(())) = ended.run_until_cancelled(durable.changed()).await {
         outcome.borrow_mut().release_durable();
+    }
+}
+
+/// Passes the news on that the database is another one.
+async fn distrust(
+    mut replaced: watch::Receiver<bool>,
+    hydration: Rc<Hydration>,
+    ended: CancellationToken,
+) {
+    loop {
+        if *replaced.borrow_and_update() {
+            hydration.database_replaced().await;
+        }
+        match ended.run_until_cancelled(replaced.changed()).await {
+            Some(Ok(())) => {}
+            _ => return,
+        }
     }
 }
 

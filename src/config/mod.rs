@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::auth::{Auth, UserConfig};
 use crate::schema::{KindConfig, Schema};
-use crate::{dispatch::Scripts, journal, sinks};
+use crate::{dispatch::Scripts, hydrate, journal, sinks};
 
 pub use address::{DatabaseAddress, PostgresUrl, Secret, UpstreamAddress, mask_passwords};
 pub use fault::{Fault, Faults, Origin};
@@ -77,6 +77,8 @@ pub struct Config {
     pub journal: journal::Config,
     /// How changes travel to the database.
     pub sink: sinks::Config,
+    /// How profiles come back to a Redis that has lost them.
+    pub hydrate: hydrate::Config,
     /// Who may log in; nobody means that only clients on this machine are served.
     pub user: Vec<UserConfig>,
     /// The kinds of profiles. `Schema::compile` accepts them.
@@ -100,6 +102,7 @@ impl Default for Config {
             limits: Limits::default(),
             journal: journal::Config::default(),
             sink: sinks::Config::default(),
+            hydrate: hydrate::Config::default(),
             user: Vec::new(),
             profile: Vec::new(),
         }
@@ -210,6 +213,7 @@ fn take_sections(config: &mut Config, draft: &mut Draft<'_>) {
     config.limits = document.limits;
     config.journal = document.journal;
     config.sink = document.sink;
+    config.hydrate = document.hydrate;
     for fault in Auth::compile(&document.user).err().unwrap_or_default() {
         let path = [Step::Key("user"), Step::Element(fault.user), Step::Key(fault.setting)];
         draft.add(&path, Side::Value, fault.text);

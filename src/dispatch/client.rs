@@ -10,7 +10,9 @@ use std::{
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
 
-use super::{clients::Clock, outbox::Outbox, private::Hold, transaction::Queue};
+use super::{
+    clients::Clock, error::CommandError, outbox::Outbox, private::Hold, transaction::Queue,
+};
 use crate::{
     auth::Identity,
     journal::Sequence,
@@ -70,6 +72,8 @@ pub struct Client {
     in_flight: Cell<u32>,
     touched: Cell<bool>,
     wanted: Cell<Wanted>,
+    /// Why the profiles of the next command cannot be used, and in which round of checks.
+    pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
     closed: Cell<bool>,
     wake: Notify,
 }
@@ -120,6 +124,7 @@ impl Client {
             in_flight: Cell::new(0),
             touched: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
+            unloaded: Cell::new(None),
             closed: Cell::new(false),
             wake: Notify::new(),
         })

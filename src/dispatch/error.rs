@@ -128,6 +128,11 @@ pub enum CommandError {
     /// No link to Redis; nothing was sent.
     #[error("MASTERDOWN the upstream Redis is down; nothing was sent")]
     UpstreamDown,
+    /// A profile that was not checked since Redis was changed or restarted cannot be checked now.
+    #[error(
+        "LOADING the profile has to be loaded from the database first, which is not possible now; nothing was sent"
+    )]
+    Unloaded,
     /// The link was lost with the command on it. No word here may invite a retry.
     #[error("ERR the connection to the upstream was lost, outcome unknown")]
     OutcomeUnknown,
@@ -157,6 +162,7 @@ impl CommandError {
             Self::Schema(_) => "SCHEMA",
             Self::Journal(_) => "MISCONF",
             Self::UpstreamDown => "MASTERDOWN",
+            Self::Unloaded => "LOADING",
             Self::Aborted | Self::ExecArity => "EXECABORT",
             _ => "ERR",
         }
@@ -221,6 +227,7 @@ mod tests {
             CommandError::NotAuthenticated,
             CommandError::BadCredentials,
             CommandError::UpstreamDown,
+            CommandError::Unloaded,
             CommandError::Journal(JournalTrouble::Full),
             CommandError::NotOnProfiles("set"),
         ] {

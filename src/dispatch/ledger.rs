@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tracing::error;
+use tracing::{error, info};
 
 use super::error::JournalTrouble;
 use crate::{
+    guards::Guard,
     journal::{Journal, JournalError, Sequence, Writer},
     profile::{IntentBuilder, VoidBuilder},
 };
@@ -94,10 +95,20 @@ impl Ledger {
         self.next_ticket - 1
     }
 
+    /// Takes a ticket without an intent, between others that have one: the keys of an intent record
+    /// are numbered without gaps. The change has to follow at once.
+    pub fn ticket_apart(&mut self) -> u64 {
+        self.record_intents();
+        self.ticket()
+    }
+
     /// Notes that `key` is about to be written, and returns the ticket. The empty key stands for
     /// every profile.
     pub fn intend(&mut self, key: &[u8]) -> u64 {
         let ticket = self.ticket();
+        if !Guard::Intents.is_up() {
+            return ticket;
+        }
         if self.intents.is_empty() {
             IntentBuilder::begin(&mut self.intents, ticket);
             self.intents_from = ticket;
@@ -150,6 +161,20 @@ impl Ledger {
     #[must_use]
     pub fn flush_in_doubt(&self) -> bool {
         self.flushes_in_doubt > 0
+    }
+
+    /// Gives up on writes in doubt that were sent before the one with this ticket: whoever could
+    /// tell is gone. Their clients were told that the outcome is unknown.
+    pub fn forsake(&mut self, first_ticket: u64) {
+        let kept = self.in_doubt.split_off(&first_ticket);
+        let given_up = std::mem::replace(&mut self.in_doubt, kept);
+        if !given_up.is_empty() {
+            info!(writes = given_up.len(), "writes whose outcome is unknown were given up");
+        }
+        for (ticket, key) in given_up {
+            self.flushes_in_doubt -= usize::from(key.is_empty());
+            self.void(ticket);
+        }
     }
 
     /// Returns the writes in doubt.

@@ -15,9 +15,12 @@ mod clients;
 mod error;
 mod flush;
 mod forward;
+mod gate;
+mod hydration;
 mod info;
 mod ledger;
 mod lexicon;
+mod load;
 mod local;
 mod outbox;
 mod outcome;
@@ -29,18 +32,22 @@ mod server_command;
 mod slot;
 mod transaction;
 mod unknown;
+mod warm;
 mod write;
 
 pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::{Clients, Clock};
 pub use error::{Applied, CommandError, JournalTrouble};
+pub use gate::Gate;
+pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
 pub use ledger::{InDoubt, Ledger};
 pub use outcome::{Outcome, now_ms};
 pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
+pub use warm::warm_up;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
@@ -101,6 +108,8 @@ pub struct Proxy {
     /// Whether Redis is given the harmless part of DEBUG.
     pub allow_debug: bool,
     about: Option<About>,
+    /// Which profiles may be used as Redis holds them; nothing on the embedded store.
+    pub hydration: Option<Rc<Hydration>>,
     retention: Rc<RefCell<Retention>>,
     lexicon: Rc<RefCell<Lexicon>>,
     replies: RefCell<Vec<u8>>,
@@ -117,6 +126,8 @@ pub enum Step {
     LoggedIn,
     /// Wait until the client has all its replies, then run the same request again.
     Drain,
+    /// Wait until the profiles that the request names are checked, then run the same request again.
+    Load(Rc<Gate>),
     /// Take a private link, then run the same request again.
     Link,
     /// Send the request over the client's private link.
@@ -152,6 +163,7 @@ impl Proxy {
             scripts: Scripts::default(),
             allow_debug: false,
             about: None,
+            hydration: None,
             retention,
             lexicon,
             replies: RefCell::default(),
@@ -176,6 +188,12 @@ impl Proxy {
     #[must_use]
     pub fn with_about(self, about: About) -> Self {
         Self { about: Some(about), ..self }
+    }
+
+    /// Lets profiles be checked before they are used, after Redis was changed or restarted.
+    #[must_use]
+    pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
+        Self { hydration, ..self }
     }
 
     /// Carries one request to its reply, or to the upstream that will give it.
@@ -226,13 +244,7 @@ impl Proxy {
     fn steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
         // What is asked for, and whether it is well formed.
         let Some(spec) = command::find(request.argument(0)) else {
-            if self.queues_unknown(client) {
-                return self.enqueue(client, request, self.check_unknown(client, request));
-            }
-            return match self.goes_apart(client) {
-                true => self.run_errand(client, "unknown", Errand::default()),
-                false => self.unknown(client, request),
-            };
+            return self.unlisted(client, request);
         };
         self.metrics.command(spec.index());
         client.last_command.set(spec.name);
@@ -241,6 +253,13 @@ impl Proxy {
         }
         // Who asks.
         self.permit(client, spec)?;
+        // Whether Redis can be trusted with the profiles.
+        if let Some(hydration) = &self.hydration
+            && !hydration.is_trusted()
+            && let Some(gate) = self.touch(hydration, client, Some(spec), request)?
+        {
+            return Ok(Step::Load(gate));
+        }
         // When: at once, or together with others.
         if Self::queues(client, spec.route) {
             return self.queue(client, spec, request);

@@ -11,6 +11,7 @@ use tracing::error;
 use super::{
     client::Client,
     error::{CommandError, JournalTrouble},
+    hydration::Hydration,
     info::join,
     ledger::Ledger,
     lexicon::Lexicon,
@@ -23,7 +24,7 @@ use crate::{
     profile::Entry,
     resp::reply_at,
     schema::{Schema, Violation},
-    upstream::{Batch, Failure, Receiver},
+    upstream::{Batch, Failure, Receiver, Server},
 };
 
 /// Takes replies, captures changes, and answers.
@@ -47,6 +48,8 @@ pub struct Outcome {
     told_of_poison: bool,
     /// Profiles that are being read back on the link.
     pub(super) snapshots_open: usize,
+    /// Nothing on the embedded store.
+    hydration: Option<Rc<Hydration>>,
 }
 
 impl Outcome {
@@ -74,7 +77,14 @@ impl Outcome {
             told_of_poison: false,
             always: sync == SyncMode::Always,
             snapshots_open: 0,
+            hydration: None,
         }
+    }
+
+    /// Lets `hydration` decide at each new link what can be trusted.
+    #[must_use]
+    pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
+        Self { hydration, ..self }
     }
 
     /// Returns what the retention policy remembers, which a lost link makes void.
@@ -216,6 +226,12 @@ impl Receiver for Outcome {
             }
             // Whether the link was still there makes no difference.
             Slot::Fence => {}
+            Slot::Own { answer, .. } => {
+                if let Some(answer) = answer.take() {
+                    // Whoever has asked may have given up.
+                    let _ = answer.send(bytes.to_vec());
+                }
+            }
         }
     }
 
@@ -262,6 +278,7 @@ impl Receiver for Outcome {
                 self.answer_error(client, &CommandError::OutcomeUnknown);
             }
             Slot::Fence => {}
+            Slot::Own { answer, .. } => drop(answer.take()),
             // The doubt stays, and the next link asks again.
             Slot::Snapshot { .. } | Slot::AnyProfile { .. } => {
                 self.snapshots_open = self.snapshots_open.saturating_sub(1)
@@ -292,9 +309,14 @@ impl Receiver for Outcome {
         self.metrics.in_doubt.set(self.ledger.borrow().in_doubt().len() as u64);
     }
 
-    fn recover(&mut self, batch: &mut Batch<Slot>) {
+    fn recover(&mut self, batch: &mut Batch<Slot>, server: &Server) {
         self.retention.borrow_mut().forget_all();
         self.lexicon.borrow_mut().forget_all();
+        // What another Redis than this one was sent cannot be read back here: an absent profile
+        // would be taken for a deleted one. What is journaled stands, and the profile is checked
+        // against that.
+        let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
+        self.ledger.borrow_mut().forsake(first_ticket);
         super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);
         self.snapshots_open = batch.slots.len();
     }

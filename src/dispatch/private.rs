@@ -136,7 +136,7 @@ impl Proxy {
             Silence::Next => client.silence.set(Silence::Now),
         }
         let step = self.run_steps(client, request);
-        if matches!(step, Step::Drain | Step::Link | Step::Verify(_)) {
+        if matches!(step, Step::Drain | Step::Link | Step::Load(_) | Step::Verify(_)) {
             client.silence.set(Silence::Next);
         }
         step

@@ -12,7 +12,9 @@
 //! lookup      := the name of the command
 //! ```
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
+
+use tokio::sync::oneshot;
 
 use super::{client::Client, error::CommandError};
 use crate::upstream;
@@ -167,6 +169,13 @@ pub enum Slot {
     },
     /// `CLIENT KILL` of a private link that is lost, before profiles are read back.
     Fence,
+    /// Requests of the proxy's own. When they fail, the answer's sender is dropped with the slot.
+    Own {
+        /// How many replies belong together.
+        replies: u32,
+        /// Where they go.
+        answer: Cell<Option<oneshot::Sender<Vec<u8>>>>,
+    },
 }
 
 /// A profile that is looked at, because a block has written it.
@@ -190,6 +199,7 @@ impl upstream::Slot for Slot {
             Self::Executed { looks, .. } => 2 * looks.len() as u32,
             Self::Fence => 1,
             Self::AnyProfile { .. } | Self::Lookup { .. } => 1,
+            Self::Own { replies, .. } => *replies,
         }
     }
 
@@ -199,7 +209,7 @@ impl upstream::Slot for Slot {
 
     fn note_bytes(&self) -> usize {
         match self {
-            Self::Forward { .. } | Self::AnyProfile { .. } | Self::Fence => 0,
+            Self::Forward { .. } | Self::AnyProfile { .. } | Self::Own { .. } | Self::Fence => 0,
             Self::Local { notes, .. }
             | Self::Joined { notes, .. }
             | Self::Lookup { notes, .. }

@@ -393,7 +393,7 @@ impl Queue {
 
     /// Goes through the commands again; they were whole when they were queued. One that the table
     /// does not know was found to be harmless.
-    fn for_each(&self, mut run: impl FnMut(Option<&'static Spec>, &Request<'_>)) {
+    pub(super) fn for_each(&self, mut run: impl FnMut(Option<&'static Spec>, &Request<'_>)) {
         let mut scanner = Scanner::new(Limits::default());
         let mut rest = self.bytes.as_slice();
         while let Ok(Some(length)) = scanner.scan(rest) {

@@ -23,12 +23,30 @@ use crate::{
 };
 
 impl Proxy {
-    /// Carries a command that the table does not know, if it can do no profile any harm.
-    pub(super) fn unknown(
+    /// Carries a command that the table does not know.
+    pub(super) fn unlisted(
         &self,
         client: &Rc<Client>,
         request: &Request<'_>,
     ) -> Result<Step, CommandError> {
+        if self.queues_unknown(client) {
+            return self.enqueue(client, request, self.check_unknown(client, request));
+        }
+        if self.goes_apart(client) {
+            return self.run_errand(client, "unknown", Errand::default());
+        }
+        if let Some(hydration) = &self.hydration
+            && !hydration.is_trusted()
+            && self.is_let_in(client)
+            && let Some(gate) = self.touch(hydration, client, None, request)?
+        {
+            return Ok(Step::Load(gate));
+        }
+        self.unknown(client, request)
+    }
+
+    /// Carries it over the lane, if it can do no profile any harm.
+    fn unknown(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
         // Somebody speaks HTTP. Redis closes the connection then, which must not be the shared one.
         let first = request.argument(0);
         if first.eq_ignore_ascii_case(b"post") || first.eq_ignore_ascii_case(b"host:") {

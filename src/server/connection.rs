@@ -17,7 +17,7 @@ use tokio::{
 use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
-    dispatch::{Client, CommandError, Step, Wanted},
+    dispatch::{Client, CommandError, Gate, Step, Wanted},
     resp::Scanner,
     upstream::UpstreamError,
 };
@@ -55,6 +55,8 @@ enum Pause {
     Check(CostlyCheck),
     /// A private link has to be taken.
     Link,
+    /// Profiles have to be checked.
+    Load(Rc<Gate>),
     /// The connection ends when the replies are out.
     End,
 }
@@ -244,6 +246,11 @@ impl Connection {
                     pause = self.take(0);
                     continue;
                 }
+                Pause::Load(gate) => {
+                    self.load(&gate).await;
+                    pause = self.take(0);
+                    continue;
+                }
                 Pause::End => self.end(),
             }
             return;
@@ -326,6 +333,7 @@ impl Connection {
                         }
                     }
                     Step::Drain => return (used, Pause::Replies(Wanted::Drained)),
+                    Step::Load(gate) => return (used, Pause::Load(gate)),
                     Step::Verify(check) => return (used, Pause::Check(check)),
                     Step::Close => return (used, Pause::End),
                 }
@@ -334,6 +342,15 @@ impl Connection {
             if self.client.owed() >= limits.inflight_max {
                 return (used, Pause::Replies(Wanted::Room));
             }
+        }
+    }
+
+    /// Waits until the profiles of the next request are checked, or cannot be.
+    async fn load(&mut self, gate: &Gate) {
+        let proxy = &self.shared.proxy;
+        let Some(hydration) = &proxy.hydration else { return };
+        if let Err(error) = hydration.wait(gate).await {
+            proxy.unloaded(&self.client, error);
         }
     }
 

@@ -6,6 +6,7 @@ use super::batch::Work;
 use super::encoding::{Fields, fields_bytes, name_bytes};
 use super::error::SinkError;
 use super::postgres::{self, Postgres};
+use super::rows::Rows;
 use super::sqlite::{self, Sqlite};
 use super::{Config, KindColumns};
 
@@ -90,6 +91,13 @@ impl Database {
     /// When the database is away, refuses, or was made by another version.
     pub async fn prepare(&self) -> Result<(), SinkError> {
         self.writer().prepare().await
+    }
+
+    pub(super) fn rows(&self) -> Rows {
+        match self {
+            Self::Postgres(database) => database.rows(),
+            Self::Sqlite(database) => database.rows(),
+        }
     }
 
     pub(super) fn writer(&self) -> Writer {

@@ -229,6 +229,7 @@ impl Delivery {
                 first = first.0,
                 "the database is new and the journal no longer holds the changes before"
             );
+            self.status.set_replaced();
         }
         let journal = self.journal.clone();
         let reader = match blocking(move || journal.reader(from)).await? {
@@ -240,6 +241,7 @@ impl Delivery {
         self.fence = Some(fence);
         self.position = Some(Position { reader, cursor: sequence });
         self.status.set_delivered(Sequence(sequence));
+        self.status.set_joined();
         self.discard_at = Some(self.discarded + DISCARD_PAUSE);
         self.status.set_connected(true);
         if sequence >= self.journal.appended().0 {

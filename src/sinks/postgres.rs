@@ -17,6 +17,7 @@ use super::database::{Applied, Cursor, StoredProfile};
 use super::encoding::{fields_bytes, fields_json, name_bytes, name_text, names_json};
 use super::error::{FailureClass, SinkError};
 use super::fold::{Delta, Folded, Record, Row};
+use super::rows::Rows;
 use super::timestamp::{Month, Timestamp};
 use super::view::View;
 use super::{Config, KindColumns, now_ms, statements as sql};
@@ -58,6 +59,11 @@ impl Postgres {
             .connect_lazy_with(options.clone());
         let views = kinds.iter().map(KindColumns::postgres_view).collect();
         Ok(Self { options, pool, views, timeout: config.timeout })
+    }
+
+    /// One who reads, beside the pool.
+    pub(super) fn rows(&self) -> Rows {
+        Rows::Postgres { options: self.options.clone(), connection: None }
     }
 
     /// The one who writes; there is one per delivery.

@@ -24,6 +24,7 @@ use super::database::{Applied, Cursor, StoredProfile};
 use super::encoding::{fields_bytes, fields_json, name_bytes, name_text, names_json};
 use super::error::{FailureClass, SinkError};
 use super::fold::{Delta, Folded, Record, Row};
+use super::rows::Rows;
 use super::view::View;
 use super::{Config, KindColumns, now_ms};
 use crate::profile::Expiry;
@@ -121,6 +122,11 @@ impl Sqlite {
             .connect_lazy_with(options.clone());
         let views = kinds.iter().map(KindColumns::sqlite_view).collect();
         Ok(Self { options, pool, views })
+    }
+
+    /// One who reads, beside the pool.
+    pub(super) fn rows(&self) -> Rows {
+        Rows::Sqlite { options: self.options.clone(), connection: None }
     }
 
     /// The one who writes; there is one per delivery.

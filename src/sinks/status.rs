@@ -2,7 +2,10 @@
 //!
 //! Written by one delivery, read by anyone without locks. Counters only rise.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use tokio::sync::watch;
 
@@ -22,6 +25,8 @@ pub struct Status {
     quarantined_keys: AtomicU64,
     failures: [AtomicU64; FailureClass::ALL.len()],
     connected: AtomicBool,
+    joined: AtomicBool,
+    replaced: watch::Sender<bool>,
     oldest_undelivered_at_ms: AtomicU64,
     last_failure: AtomicU8,
 }
@@ -37,6 +42,8 @@ impl Default for Status {
             quarantined_keys: AtomicU64::new(0),
             failures: Default::default(),
             connected: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
+            replaced: watch::Sender::new(false),
             oldest_undelivered_at_ms: AtomicU64::new(0),
             last_failure: AtomicU8::new(NO_FAILURE),
         }
@@ -98,6 +105,20 @@ impl Status {
         self.connected.load(Relaxed)
     }
 
+    /// Says whether the database was ever reached; its tables are there then, and the cursor is
+    /// known.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.joined.load(Acquire)
+    }
+
+    /// Watches whether the database turned out to be another one, which lacks what the journal has
+    /// let go of.
+    #[must_use]
+    pub fn replaced(&self) -> watch::Receiver<bool> {
+        self.replaced.subscribe()
+    }
+
     /// When the oldest change that is read and not yet committed was made, in milliseconds since
     /// 1970; `None` when there is none.
     #[must_use]
@@ -138,6 +159,14 @@ impl Status {
     /// Returns what it was before.
     pub(super) fn set_connected(&self, connected: bool) -> bool {
         self.connected.swap(connected, Relaxed)
+    }
+
+    pub(super) fn set_replaced(&self) {
+        self.replaced.send_replace(true);
+    }
+
+    pub(super) fn set_joined(&self) {
+        self.joined.store(true, Release);
     }
 
     pub(super) fn set_oldest_undelivered(&self, at_ms: Option<u64>) {

@@ -1,5 +1,6 @@
 //! What goes over a link together: the bytes, and one slot for whoever waits for the replies.
 
+use super::Server;
 use crate::resp::Protocol;
 
 /// Whoever waits for replies of the upstream, in the order of the link.
@@ -41,8 +42,8 @@ pub trait Receiver {
     /// Runs when everything that one read brought has been handed over.
     fn settle(&mut self);
 
-    /// Fills in what must go first over a new link, before any client's request.
-    fn recover(&mut self, batch: &mut Batch<Self::Slot>);
+    /// Fills in what must go first over a new link to `server`, before any client's request.
+    fn recover(&mut self, batch: &mut Batch<Self::Slot>, server: &Server);
 
     /// Fills in what has to be asked on a link that is up. Runs a few times per reply timeout.
     fn ask_again(&mut self, _batch: &mut Batch<Self::Slot>) {}

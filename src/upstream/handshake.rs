@@ -10,15 +10,56 @@ use tokio::{
 };
 
 use super::{Config, RedisAddress, UpstreamError};
-use crate::resp::{Framer, ReplyKind, push_command};
+use crate::{
+    guards::Guard,
+    resp::{Framer, ReplyKind, integer, push_command},
+};
 
 /// A link that is ready for use, in RESP2 and with the right database selected.
 pub(super) struct Greeting {
     pub(super) stream: TcpStream,
     /// `redis_version` as Redis states it.
     pub(super) version: String,
+    /// Which life of which Redis it is.
+    pub(super) server: Server,
     /// Redis knows `HELLO`.
     pub(super) resp3: bool,
+}
+
+/// What Redis says of itself when a link is made. What an ACL withholds is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Server {
+    /// Random, and new with every start of the process.
+    pub run_id: String,
+    /// New with every history of the data.
+    pub replication_id: String,
+    /// `master` or `slave`.
+    pub role: String,
+    /// What is removed when the memory is full: `maxmemory-policy`, or `noeviction` where there is
+    /// no limit.
+    pub eviction: Option<String>,
+    /// How many keys the profiles' database holds.
+    pub keys: Option<u64>,
+}
+
+impl Server {
+    /// Reads the answers to `INFO server`, `INFO replication` and `INFO memory`, one behind the
+    /// other.
+    fn parse(info: &str, keys: Option<u64>) -> Self {
+        let find = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(|value| value.trim().to_owned())
+        };
+        let bounded = find("maxmemory").is_none_or(|bytes| bytes != "0");
+        Self {
+            run_id: find("run_id").unwrap_or_default(),
+            replication_id: find("master_replid").unwrap_or_default(),
+            role: find("role").unwrap_or_default(),
+            eviction: find("maxmemory_policy")
+                .map(|policy| if bounded { policy } else { "noeviction".to_owned() }),
+            keys,
+        }
+    }
 }
 
 /// Connects and introduces the proxy under `name`; ends any older connection of that name, whose
@@ -75,21 +116,26 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
     talk.log_in(address).await?;
     let resp3 = ReplyKind::of(&talk.ask(&["HELLO", "2"]).await?) != ReplyKind::Error;
     talk.select(address).await?;
-    let info = text(&talk.must(&["INFO", "server"]).await?);
+    let mut info = text(&talk.must(&["INFO", "server"]).await?);
     let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
     let version = version.unwrap_or("unknown").trim().to_owned();
     if !knows_expiry_times(&version) {
         let text = format!("Redis 7.0 or later is needed (for PEXPIRETIME); this is {version}");
         return Err(UpstreamError::Refused(text));
     }
+    for section in ["replication", "memory"] {
+        info.push_str(&text(&talk.ask(&["INFO", section]).await?));
+    }
+    let keys = integer(&talk.ask(&["DBSIZE"]).await?);
+    let server = Server::parse(&info, keys.and_then(|keys| u64::try_from(keys).ok()));
     talk.must(&["PING"]).await?;
     // The names of connections are for the fence below. An ACL may withhold the command; then an
     // older link ends when its socket does.
     let named = talk.ask(&["CLIENT", "SETNAME", name]).await?;
-    if ReplyKind::of(&named) != ReplyKind::Error {
+    if ReplyKind::of(&named) != ReplyKind::Error && Guard::Fence.is_up() {
         talk.fence(name).await?;
     }
-    Ok(Greeting { stream: talk.stream, version, resp3 })
+    Ok(Greeting { stream: talk.stream, version, server, resp3 })
 }
 
 /// Redis 7.0 brought `PEXPIRETIME`, without which an expiry cannot be recorded exactly. A version
@@ -176,4 +222,25 @@ impl Talk {
 
 fn text(reply: &[u8]) -> String {
     String::from_utf8_lossy(reply).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_memory_makes_the_policy_count() {
+        let info = |limit| {
+            format!(
+                "# Server\r\nrun_id:7d4c\r\n# Replication\r\nrole:master\r\nmaster_replid:91aa\r\n\
+                 master_replid2:0000\r\nmaxmemory:{limit}\r\nmaxmemory_policy:allkeys-lru\r\n"
+            )
+        };
+        let server = Server::parse(&info(0), Some(3));
+        assert_eq!((server.run_id.as_str(), server.replication_id.as_str()), ("7d4c", "91aa"));
+        assert_eq!((server.role.as_str(), server.keys), ("master", Some(3)));
+        assert_eq!(server.eviction.as_deref(), Some("noeviction"));
+        assert_eq!(Server::parse(&info(1), None).eviction.as_deref(), Some("allkeys-lru"));
+        assert_eq!(Server::parse("-NOPERM\r\n", None), Server::default());
+    }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Batch, Config, Failure, Receiver, RedisAddress, Slot, UpstreamError, handshake,
+    Batch, Config, Failure, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
     link::{Flight, Link},
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
@@ -136,9 +136,11 @@ impl<S: Slot> Lane<S> {
                     self.queue.resp3.set(greeting.resp3);
                     self.queue.version.replace(version);
                     told = false;
+                    let server = greeting.server.clone();
+                    let mut link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
+                    self.begin(&mut link, &server, &mut *receiver.borrow_mut());
                     metrics.upstream_links.add(1);
                     metrics.upstream_up.set(1);
-                    let link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
                     let end = self.carry(link, &receiver, &cancel, &mut backoff).await;
                     metrics.upstream_up.set(0);
                     let Some(error) = end else { return };
@@ -159,6 +161,15 @@ impl<S: Slot> Lane<S> {
         }
     }
 
+    /// Sends what has to go first over a new link.
+    fn begin<R: Receiver<Slot = S>>(&self, link: &mut Link<S>, server: &Server, receiver: &mut R) {
+        let mut first = Batch::new(Protocol::Resp2);
+        receiver.recover(&mut first, server);
+        if !first.is_empty() {
+            link.send(first, receiver);
+        }
+    }
+
     /// Serves one link until it ends; `None` when the end was asked for.
     async fn carry<R: Receiver<Slot = S>>(
         &self,
@@ -167,11 +178,6 @@ impl<S: Slot> Lane<S> {
         cancel: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Option<UpstreamError> {
-        let mut first = Batch::new(Protocol::Resp2);
-        receiver.borrow_mut().recover(&mut first);
-        if !first.is_empty() {
-            link.send(first, &mut *receiver.borrow_mut());
-        }
         self.queue.state.set(LinkState::Up);
         self.queue.attempted.notify_one();
         let end = tokio::select! {

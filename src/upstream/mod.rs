@@ -18,6 +18,7 @@ mod private;
 
 pub use address::RedisAddress;
 pub use batch::{Batch, Failure, Receiver, Slot};
+pub use handshake::Server;
 pub use lane::{Lane, LinkState};
 pub use pool::Pool;
 pub use private::PrivateLink;

@@ -37,6 +37,8 @@ fn b9_a_thousand_clients_that_leave_in_the_middle_take_nothing_with_them() {
     const DISCONNECTS: u64 = 250;
     let setup = redis_setup(OPEN_SCHEMA);
     setup.proxy.client().assert_reply("PING", b"+PONG\r\n");
+    // The database is read then, over a connection that stays.
+    setup.proxy.wait_until_checked();
     let before = setup.proxy.open_descriptors();
     let address = setup.proxy.address();
     let stayer = {

@@ -18,6 +18,7 @@ mod engine;
 mod engine_corners;
 mod flush;
 mod handshakes;
+mod hydrate;
 mod journal_faults;
 mod keyspace;
 mod known_bugs;

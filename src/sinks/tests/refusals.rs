@@ -7,7 +7,7 @@ use super::support::{Log, Target, batches_of};
 use crate::sinks::FailureClass;
 
 /// Makes the database refuse a state that holds the value `poison`.
-async fn refuse_poison(target: &Target) {
+pub(super) async fn refuse_poison(target: &Target) {
     target
         .run(if target.is_postgres() {
             "alter table profiles add constraint no_poison \

@@ -44,6 +44,8 @@ impl FakeUpstream {
         thread::scope(|scope| {
             let link = scope.spawn(|| self.accept());
             let proxy = options.start();
+            // Until then the proxy asks about profiles on its own account.
+            proxy.wait_until_checked();
             (proxy, link.join().expect("the proxy connects"))
         })
     }
@@ -180,6 +182,7 @@ pub(crate) fn handshake_reply(request: &[Vec<u8>]) -> Vec<u8> {
         (b"AUTH" | b"SELECT", _) | (b"CLIENT", b"SETNAME") => b"+OK\r\n".to_vec(),
         (b"HELLO", _) => b"*2\r\n$5\r\nproto\r\n:2\r\n".to_vec(),
         (b"INFO", _) => format!("${}\r\n{info}\r\n", info.len()).into_bytes(),
+        (b"DBSIZE", _) => b":0\r\n".to_vec(),
         (b"PING", _) => b"+PONG\r\n".to_vec(),
         (b"CLIENT", b"ID") => b":7\r\n".to_vec(),
         (b"CLIENT", b"LIST") => b"$0\r\n\r\n".to_vec(),

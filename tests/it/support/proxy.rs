@@ -201,6 +201,14 @@ impl Proxy {
         Metrics::parse(&body)
     }
 
+    /// Waits until the warm-up has gone over every profile.
+    #[track_caller]
+    pub(crate) fn wait_until_checked(&self) {
+        wait_until("every profile to be checked", START_BOUND, || {
+            (self.metrics().sum("profile_proxy_checking", &[]) < 0.5).then_some(())
+        });
+    }
+
     /// Takes [`ProxyOptions::file_bytes_max`] back, from the next start on.
     pub(crate) fn lift_file_limit(&mut self) {
         self.options.file_bytes_max = None;

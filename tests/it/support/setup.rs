@@ -67,6 +67,7 @@ impl Setup {
         let proxy = options.upstream(redis.url()).database(postgres.url()).start();
         let setup = Setup { proxy, redis: Some(redis), postgres: Some(postgres) };
         setup.wait_for_tables();
+        setup.proxy.wait_until_checked();
         setup
     }
 

@@ -1,0 +1,379 @@
+//! Which profiles may be used, and who waits for one that has to be checked first.
+//!
+//! While every profile is trusted this costs one test per command. After Redis was changed or
+//! restarted a command waits until each profile that it names is checked ([`super::load`]); clients
+//! that name the same profile share one check. Nothing writes a profile before it is checked, so a
+//! check needs no lock.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, Semaphore, mpsc},
+    task::spawn_local,
+};
+use tracing::{error, info, warn};
+
+use super::{CommandError, Gate, Ledger, Slot};
+use crate::{
+    guards::Guard,
+    hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
+    journal::Journal,
+    metrics::Metrics,
+    resp::push_command,
+    schema::Schema,
+    upstream::{Lane, LinkState, Server},
+};
+
+/// Checks that run at once for clients.
+const LOADS_MAX: usize = 512;
+/// Profiles of one command that are checked at once; the others follow when these are done.
+const KEYS_AT_ONCE_MAX: usize = 512;
+
+/// What decides whether a profile may be used as Redis holds it.
+pub struct Hydration {
+    pub(super) lane: Lane<Slot>,
+    pub(super) ledger: Rc<RefCell<Ledger>>,
+    pub(super) schema: Rc<Schema>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) questions: mpsc::Sender<Question>,
+    pub(super) config: hydrate::Config,
+    pub(super) places: Semaphore,
+    journal: Journal,
+    file: EpochFile,
+    wait_max: Duration,
+    trusted: Cell<bool>,
+    /// Wakes the warm-up: there is an epoch to be settled.
+    pub(super) unsettled: Notify,
+    /// It is known which changes count when a profile is looked up.
+    fenced: Notify,
+    state: RefCell<State>,
+}
+
+struct State {
+    residency: Residency,
+    record: Option<EpochRecord>,
+    /// Profiles are being checked in the epoch of the record, since this process knows it.
+    begun: bool,
+    /// Changes up to this one count when a profile is looked up; not known while writes are in
+    /// flight that were sent when everything was trusted.
+    appended: Option<u64>,
+    /// Redis held no keys at all when the epoch began, so it need not be asked about a profile.
+    empty: bool,
+    /// The profiles that are being checked, and who waits for each.
+    loads: HashMap<Vec<u8>, Vec<Rc<Gate>>>,
+}
+
+/// What [`Hydration`] is made of.
+pub struct HydrationParts {
+    /// The way to Redis.
+    pub lane: Lane<Slot>,
+    /// What adopted profiles are written to.
+    pub ledger: Rc<RefCell<Ledger>>,
+    /// The journal.
+    pub journal: Journal,
+    /// What profiles are.
+    pub schema: Rc<Schema>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The way to the database.
+    pub questions: mpsc::Sender<Question>,
+    /// The section of the configuration.
+    pub config: hydrate::Config,
+    /// Where the last epoch is remembered.
+    pub file: EpochFile,
+    /// How long a command waits for its profiles.
+    pub wait_max: Duration,
+}
+
+impl Hydration {
+    /// Starts with what the last run has left in the file; nothing is trusted before the first
+    /// link.
+    #[must_use]
+    pub fn new(parts: HydrationParts) -> Rc<Self> {
+        let record = parts.file.read();
+        parts.metrics.checking.set(1);
+        for guard in Guard::ALL.into_iter().filter(|guard| !guard.is_up()) {
+            warn!(guard = guard.name(), "a guard is switched off; acknowledged writes can be lost");
+        }
+        Rc::new(Self {
+            lane: parts.lane,
+            ledger: parts.ledger,
+            schema: parts.schema,
+            metrics: parts.metrics,
+            questions: parts.questions,
+            config: parts.config,
+            places: Semaphore::new(LOADS_MAX),
+            journal: parts.journal,
+            file: parts.file,
+            wait_max: parts.wait_max,
+            trusted: Cell::new(false),
+            unsettled: Notify::new(),
+            fenced: Notify::new(),
+            state: RefCell::new(State {
+                residency: Residency::default(),
+                record,
+                begun: false,
+                appended: None,
+                empty: false,
+                loads: HashMap::new(),
+            }),
+        })
+    }
+
+    /// Tells whether every profile may be used as Redis holds it.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.trusted.get()
+    }
+
+    /// Returns the number of the current round of checks; what belongs to another is void.
+    pub(super) fn generation(&self) -> u64 {
+        self.state.borrow().residency.generation()
+    }
+
+    /// Returns the last change that counts when a profile is looked up, as soon as it is known.
+    pub(super) async fn appended(&self) -> u64 {
+        loop {
+            let fenced = self.fenced.notified();
+            let appended = self.state.borrow().appended;
+            if let Some(appended) = appended {
+                return appended;
+            }
+            fenced.await;
+        }
+    }
+
+    /// Returns who is right where both sides have a profile and differ.
+    pub(super) fn truth(&self) -> Truth {
+        let state = self.state.borrow();
+        state.record.as_ref().map_or(self.config.on_difference, |record| record.truth)
+    }
+
+    /// Takes the news that the database is another one, which lacks what the journal has let go of.
+    /// Redis is right then: each profile is recorded whole where the database has it otherwise.
+    pub async fn database_replaced(&self) {
+        {
+            let mut state = self.state.borrow_mut();
+            let State { record: Some(record), .. } = &mut *state else { return };
+            record.settled = false;
+            record.truth = Truth::Redis;
+            self.remember(record);
+            self.distrust(&mut state);
+            (state.appended, state.empty) = (None, false);
+        }
+        warn!("the database is another one than before; profiles are recorded in it from Redis");
+        // Writes that are on their way were sent while everything was trusted. Behind them on the
+        // lane nothing more of that kind can come; if the link is lost, the next one ends this as
+        // well.
+        let fence = self.ask(1, |out| push_command(out, &[b"PING"], |_, _| {})).await;
+        if fence.is_ok() {
+            self.state.borrow_mut().appended.get_or_insert(self.journal.appended().0);
+            self.fenced.notify_waiters();
+        }
+    }
+
+    /// Tells whether Redis held nothing when the epoch began.
+    pub(super) fn began_empty(&self) -> bool {
+        self.state.borrow().empty
+    }
+
+    /// Decides what a new link means, before anything goes over it. Returns the ticket from which
+    /// on writes were sent to this Redis: what is in doubt from before cannot be read back from it.
+    pub(super) fn link_up(&self, server: &Server) -> u64 {
+        let epoch = epoch_of(server);
+        let mut state = self.state.borrow_mut();
+        if !Guard::Epochs.is_up() {
+            self.trust();
+            return 0;
+        }
+        if let Some(record) = state.record.clone().filter(|record| record.epoch.is(&epoch)) {
+            if record.settled {
+                state.residency.settle();
+                self.trust();
+            } else if !state.begun {
+                self.begin(&mut state, server);
+                self.trust_doubts(&mut state, record.first_ticket);
+            } else {
+                if state.appended.is_none() {
+                    state.appended = Some(self.journal.appended().0);
+                    self.trust_doubts(&mut state, record.first_ticket);
+                    self.fenced.notify_waiters();
+                }
+                self.unsettled.notify_one();
+            }
+            return record.first_ticket;
+        }
+        let first_ticket = self.ledger.borrow().next_ticket();
+        let truth = self.config.on_difference;
+        let record = EpochRecord { epoch, first_ticket, settled: false, truth };
+        tell(state.record.as_ref(), &record.epoch);
+        self.remember(&record);
+        state.record = Some(record);
+        self.metrics.epochs.add(1);
+        self.begin(&mut state, server);
+        first_ticket
+    }
+
+    /// Trusts nothing any more; what is being checked is told so and starts again when it is asked
+    /// for.
+    fn begin(&self, state: &mut State, server: &Server) {
+        self.distrust(state);
+        state.appended = Some(self.journal.appended().0);
+        state.empty = server.keys == Some(0);
+        self.fenced.notify_waiters();
+    }
+
+    fn distrust(&self, state: &mut State) {
+        self.trusted.set(false);
+        state.begun = true;
+        state.residency.begin();
+        self.metrics.checking.set(1);
+        self.metrics.checked.set(0);
+        for gate in std::mem::take(&mut state.loads).into_values().flatten() {
+            gate.fail(CommandError::UpstreamDown);
+        }
+        self.unsettled.notify_one();
+    }
+
+    /// Profiles with a write in doubt were checked before that write was sent, and are read back
+    /// first thing on the link. They must not be checked again: the reading back is not among what
+    /// counts.
+    fn trust_doubts(&self, state: &mut State, first_ticket: u64) {
+        let ledger = self.ledger.borrow();
+        for key in ledger.in_doubt().range(first_ticket..).map(|(_, key)| key) {
+            // There is room: a set that was just emptied takes millions.
+            let _ = state.residency.check(key);
+        }
+    }
+
+    /// Ends an epoch's checks: everything was gone over.
+    pub(super) fn settle(&self, generation: u64) -> bool {
+        let mut state = self.state.borrow_mut();
+        if state.residency.generation() != generation || state.residency.is_settled() {
+            return false;
+        }
+        let checked = state.residency.checked();
+        state.residency.settle();
+        if let Some(record) = &mut state.record {
+            record.settled = true;
+            self.remember(record);
+        }
+        self.trust();
+        info!(profiles = checked, "every profile is checked; Redis is trusted again");
+        true
+    }
+
+    fn trust(&self) {
+        self.trusted.set(true);
+        self.metrics.checking.set(0);
+        self.metrics.checked.set(0);
+    }
+
+    fn remember(&self, record: &EpochRecord) {
+        if let Err(error) = self.file.write(record) {
+            error!(%error, "the epoch cannot be remembered; the next start checks every profile");
+        }
+    }
+
+    /// Finds the profiles among keys that have to be checked first, and has that begun; nothing
+    /// where there are none.
+    pub(super) fn touch<'k>(
+        self: &Rc<Self>,
+        keys: impl Iterator<Item = &'k [u8]>,
+    ) -> Result<Option<Rc<Gate>>, CommandError> {
+        let gate = Rc::new(Gate::default());
+        for key in keys {
+            let cold = self.schema.kind_of(key).is_some()
+                && !self.state.borrow().residency.is_trusted(key);
+            if !cold {
+                continue;
+            }
+            if self.lane.state() != LinkState::Up {
+                return Err(CommandError::UpstreamDown);
+            }
+            self.join(key, &gate, None);
+            if gate.left.get() >= KEYS_AT_ONCE_MAX {
+                break;
+            }
+        }
+        Ok((gate.left.get() > 0).then_some(gate))
+    }
+
+    /// Checks one profile on behalf of the warm-up, with what the database says of it if that is
+    /// known; nothing if it is checked already.
+    pub(super) fn warm(self: &Rc<Self>, key: &[u8], known: Option<Known>) -> Option<Rc<Gate>> {
+        if self.state.borrow().residency.is_trusted(key) {
+            return None;
+        }
+        let gate = Rc::new(Gate::default());
+        self.join(key, &gate, known);
+        Some(gate)
+    }
+
+    /// Waits with those who wait for a profile already, or has it checked.
+    fn join(self: &Rc<Self>, key: &[u8], gate: &Rc<Gate>, known: Option<Known>) {
+        gate.left.set(gate.left.get() + 1);
+        let mut state = self.state.borrow_mut();
+        if let Some(waiting) = state.loads.get_mut(key) {
+            waiting.push(Rc::clone(gate));
+            return;
+        }
+        state.loads.insert(key.to_vec(), vec![Rc::clone(gate)]);
+        let generation = state.residency.generation();
+        spawn_local(Rc::clone(self).load(key.to_vec(), generation, known));
+    }
+
+    /// Ends a check and lets those go on who have waited for it.
+    pub(super) fn finish(&self, key: &[u8], generation: u64, checked: Result<(), CommandError>) {
+        let mut state = self.state.borrow_mut();
+        if state.residency.generation() != generation {
+            return;
+        }
+        let checked =
+            checked.and_then(|()| state.residency.check(key).map_err(|_| CommandError::Unloaded));
+        let waiting = state.loads.remove(key).unwrap_or_default();
+        self.metrics.checked.set(state.residency.checked() as u64);
+        drop(state);
+        for gate in waiting {
+            match &checked {
+                Ok(()) => gate.pass(),
+                Err(error) => gate.fail(error.clone()),
+            }
+        }
+    }
+
+    /// Waits until the profiles of a command are checked.
+    ///
+    /// # Errors
+    /// What the client is to be told; nothing was sent.
+    pub async fn wait(&self, gate: &Gate) -> Result<(), CommandError> {
+        let start = std::time::Instant::now();
+        let opened = tokio::time::timeout(self.wait_max, gate.opened()).await;
+        self.metrics.load_wait.observe(start.elapsed());
+        opened.unwrap_or(Err(CommandError::Unloaded))
+    }
+}
+
+fn epoch_of(server: &Server) -> Epoch {
+    let Server { run_id, replication_id, role, eviction, .. } = server.clone();
+    Epoch { run_id, replication_id, role, eviction }
+}
+
+fn tell(before: Option<&EpochRecord>, now: &Epoch) {
+    match before {
+        None => info!("this Redis was not seen before; each profile is checked once"),
+        Some(_) => info!(
+            role = now.role,
+            "Redis is not the one it was, or was restarted; each profile is checked"
+        ),
+    }
+    if now.may_evict() {
+        let policy = now.eviction.as_deref().unwrap_or_default();
+        warn!(policy, "Redis may evict profiles; set its maxmemory-policy to noeviction");
+    }
+}

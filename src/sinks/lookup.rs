@@ -1,0 +1,316 @@
+//! Answers the foreground's questions about profiles: the row, with every pending change laid over
+//! it.
+//!
+//! Questions that wait are answered together, with one query. Pending is what the journal holds
+//! behind the database's cursor; it is read once per epoch and dropped when the delivery has come
+//! past it. What the database has refused (`dead_letters`) was acknowledged too, and counts as
+//! well.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::database::Database;
+use super::encoding::{fields_bytes, name_bytes};
+use super::error::{FailureClass, SinkError};
+use super::fold::Row;
+use super::overlay::{Overlay, OverlayError, lay_over};
+use super::rows::{Letter, Rows, StoredRow, Wanted};
+use super::{Config, Status};
+use crate::guards::Guard;
+use crate::hydrate::{Away, Known, Page, PageMark, Question};
+use crate::journal::Journal;
+
+/// Questions that are answered together.
+const QUESTIONS_MAX: usize = 256;
+const PAGE_ROWS: usize = 100;
+/// How often it is looked whether the database has been reached for the first time.
+const JOIN_PAUSE: Duration = Duration::from_millis(10);
+/// The pause after an overlay that was too large, in which the delivery comes further.
+const OVERLAY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Reads one database beside its delivery.
+pub struct Lookup {
+    journal: Journal,
+    rows: Rows,
+    status: Arc<Status>,
+    timeout: Duration,
+    overlay: Option<Overlay>,
+    overlay_from: Instant,
+    away: bool,
+}
+
+struct Asked {
+    key: Vec<u8>,
+    answer: oneshot::Sender<Result<Known, Away>>,
+}
+
+impl Lookup {
+    /// Prepares to read; connects to nothing yet. The status is that of the delivery to this
+    /// database.
+    #[must_use]
+    pub fn new(
+        journal: Journal,
+        database: &Database,
+        status: Arc<Status>,
+        config: &Config,
+    ) -> Self {
+        Self {
+            journal,
+            rows: database.rows(),
+            status,
+            timeout: config.timeout,
+            overlay: None,
+            overlay_from: Instant::now(),
+            away: false,
+        }
+    }
+
+    /// Answers until nobody can ask any more.
+    pub async fn run(mut self, mut questions: mpsc::Receiver<Question>) {
+        let mut waiting = Vec::new();
+        while questions.recv_many(&mut waiting, QUESTIONS_MAX).await > 0 {
+            let mut asked: Vec<Asked> = Vec::new();
+            let mut pages = Vec::new();
+            let mut last = 0;
+            for question in waiting.drain(..) {
+                match question {
+                    Question::Profile { appended, key, answer } if !answer.is_closed() => {
+                        last = last.max(appended);
+                        asked.push(Asked { key, answer });
+                    }
+                    Question::Page { appended, from, answer } if !answer.is_closed() => {
+                        pages.push((appended, from, answer));
+                    }
+                    _ => {}
+                }
+            }
+            if !asked.is_empty() {
+                self.answer(last, asked).await;
+            }
+            for (appended, from, answer) in pages {
+                let page = self.page(appended, &from).await.map_err(|error| self.tell(&error));
+                // Whoever has asked may have given up.
+                let _ = answer.send(page);
+            }
+        }
+    }
+
+    async fn answer(&mut self, appended: u64, asked: Vec<Asked>) {
+        let keys: Vec<&[u8]> = asked.iter().map(|asked| asked.key.as_slice()).collect();
+        let found = match self.ready(appended).await {
+            Ok(()) => self.known(Wanted::Keys(&keys), &keys).await,
+            Err(error) => Err(error),
+        };
+        let mut found = found.map_err(|error| self.tell(&error)).map(|found| {
+            found.into_iter().collect::<foldhash::HashMap<Vec<u8>, Result<Known, Away>>>()
+        });
+        for Asked { key, answer } in asked {
+            let known = match &mut found {
+                Ok(found) => {
+                    found.remove(&key).unwrap_or_else(|| Ok(self.pending(&key, None, &[])))
+                }
+                Err(away) => Err(*away),
+            };
+            let _ = answer.send(known);
+        }
+    }
+
+    /// Logs the first failure of a row.
+    fn tell(&mut self, error: &SinkError) -> Away {
+        self.rows.disconnect();
+        if !std::mem::replace(&mut self.away, true) {
+            warn!(%error, "profiles cannot be looked up in the database");
+        }
+        Away
+    }
+
+    /// Waits for the database's tables, and reads what is pending.
+    async fn ready(&mut self, appended: u64) -> Result<(), SinkError> {
+        while !self.status.is_joined() {
+            if let Some(class) = self.status.last_failure() {
+                return Err(SinkError::plain(class, "join"));
+            }
+            sleep(JOIN_PAUSE).await;
+        }
+        if !Guard::Overlay.is_up() {
+            return Ok(());
+        }
+        loop {
+            let delivered = self.status.delivered().0;
+            match self.lay(delivered, appended).await {
+                // The delivery has come further, and the journal has let go of what was to be read.
+                Err(_) if self.status.delivered().0 > delivered => {}
+                laid => return laid,
+            }
+        }
+    }
+
+    /// Reads what is pending, unless it was read or there is nothing.
+    async fn lay(&mut self, delivered: u64, appended: u64) -> Result<(), SinkError> {
+        if delivered >= appended {
+            self.overlay = None;
+            return Ok(());
+        }
+        // A database that was set back has a cursor before the overlay: it lacks what was delivered
+        // before.
+        let fits = |overlay: &Overlay| overlay.to == appended && overlay.from <= delivered;
+        if self.overlay.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        self.overlay = None;
+        if self.overlay_from > Instant::now() {
+            return Err(SinkError::plain(FailureClass::Connection, "overlay"));
+        }
+        let journal = self.journal.clone();
+        let read = spawn_blocking(move || Overlay::read(&journal, delivered, appended)).await;
+        match read {
+            Ok(Ok(overlay)) => {
+                info!(records = appended - delivered, "pending changes read");
+                self.overlay = Some(overlay);
+                Ok(())
+            }
+            Ok(Err(OverlayError::Journal)) => {
+                Err(SinkError::plain(FailureClass::Connection, "journal"))
+            }
+            Ok(Err(OverlayError::TooLarge)) | Err(_) => {
+                self.overlay_from = Instant::now() + OVERLAY_PAUSE;
+                Err(SinkError::plain(FailureClass::Connection, "overlay"))
+            }
+        }
+    }
+
+    /// Reads rows and what was set aside of the same profiles, and lays over what is pending.
+    /// `keys` are the profiles whose absence from the table is no reason to leave them out.
+    async fn known(
+        &mut self,
+        wanted: Wanted<'_>,
+        keys: &[&[u8]],
+    ) -> Result<Vec<(Vec<u8>, Result<Known, Away>)>, SinkError> {
+        let (stored, letters) = match self.query(wanted, keys).await {
+            Ok(found) => found,
+            // The connection may be from before a restart of the database.
+            Err(error) if error.class() == FailureClass::Connection => {
+                self.rows.disconnect();
+                self.query(wanted, keys).await?
+            }
+            Err(error) => return Err(error),
+        };
+        if std::mem::take(&mut self.away) {
+            info!("profiles can be looked up in the database again");
+        }
+        let mut found = Vec::with_capacity(stored.len());
+        for row in stored {
+            let key = name_bytes(&row.key)?;
+            let known = self.laid_over(&key, &row, &letters);
+            found.push((key, known));
+        }
+        let there: foldhash::HashSet<&[u8]> = found.iter().map(|(key, _)| key.as_slice()).collect();
+        let absent = keys.iter().filter(|key| !there.contains(*key));
+        let absent: Vec<_> =
+            absent.map(|key| (key.to_vec(), Ok(self.pending(key, None, &letters)))).collect();
+        found.extend(absent);
+        Ok(found)
+    }
+
+    async fn query(
+        &mut self,
+        wanted: Wanted<'_>,
+        keys: &[&[u8]],
+    ) -> Result<(Vec<StoredRow>, Vec<Letter>), SinkError> {
+        self.rows.connect(self.timeout).await?;
+        let reading = async {
+            let stored = self.rows.read(wanted).await?;
+            if self.status.quarantined_keys() == 0 {
+                return Ok((stored, Vec::new()));
+            }
+            let mut names: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
+            for row in &stored {
+                names.push(name_bytes(&row.key)?);
+            }
+            let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+            let letters = self.rows.letters(self.journal.source(), &names).await?;
+            Ok((stored, letters))
+        };
+        let read = timeout(self.timeout, reading).await;
+        read.unwrap_or_else(|_| Err(SinkError::plain(FailureClass::Connection, "timeout")))
+    }
+
+    fn laid_over(&self, key: &[u8], row: &StoredRow, letters: &[Letter]) -> Result<Known, Away> {
+        let Ok(fields) = fields_bytes(&row.fields) else {
+            warn!(sequence = row.sequence, "a row holds what this program never writes");
+            return Err(Away);
+        };
+        // The numbers of another journal say nothing about the changes of this one.
+        let row_has = if row.source == self.journal.source() { row.sequence } else { 0 };
+        let row = Row { fields, expires_ms: row.expires_ms, deleted: row.deleted };
+        Ok(self.pending(key, Some((row, row_has)), letters))
+    }
+
+    fn pending(&self, key: &[u8], row: Option<(Row, u64)>, letters: &[Letter]) -> Known {
+        let pending = self.overlay.as_ref().map_or(&[][..], |overlay| overlay.of(key));
+        let letters = letters.iter().filter(|letter| letter.key == key);
+        let mut records: Vec<(u64, &[u8])> = (letters)
+            .map(|letter| (letter.sequence, letter.record.as_slice()))
+            .chain(pending.iter().map(|pending| (pending.sequence, &*pending.record)))
+            .collect();
+        records.sort_unstable_by_key(|(sequence, _)| *sequence);
+        records.dedup_by_key(|(sequence, _)| *sequence);
+        let (row, row_has) = row.unzip();
+        let flushed = self.overlay.as_ref().and_then(|overlay| overlay.flushed);
+        lay_over(row, row_has.unwrap_or(0), flushed, records.into_iter())
+    }
+
+    /// The list begins with what is not, or not rightly, in the table: pending and set aside.
+    async fn page(&mut self, appended: u64, from: &PageMark) -> Result<Page, SinkError> {
+        self.ready(appended).await?;
+        let (keys, next) = match &from.rows_from {
+            Some(text) => return self.page_of_rows(text).await,
+            None => self.page_of_pending(from.pending_seen).await?,
+        };
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let profiles = match keys.is_empty() {
+            true => Vec::new(),
+            false => whole(self.known(Wanted::Keys(&keys), &keys).await?)?,
+        };
+        Ok(Page { profiles, next: Some(next) })
+    }
+
+    async fn page_of_pending(
+        &mut self,
+        seen: usize,
+    ) -> Result<(Vec<Vec<u8>>, PageMark), SinkError> {
+        let overlay = self.overlay.as_ref();
+        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(seen, PAGE_ROWS));
+        let mut keys: Vec<Vec<u8>> = keys.map(<[u8]>::to_vec).collect();
+        let full = keys.len() == PAGE_ROWS;
+        if seen == 0 && self.status.quarantined_keys() > 0 {
+            self.rows.connect(self.timeout).await?;
+            keys.extend(self.rows.quarantined().await?);
+        }
+        let rows_from = (!full).then(String::new);
+        Ok((keys, PageMark { pending_seen: seen + PAGE_ROWS, rows_from }))
+    }
+
+    async fn page_of_rows(&mut self, from: &str) -> Result<Page, SinkError> {
+        let count = PAGE_ROWS as i64;
+        let found = self.known(Wanted::LiveFrom(from, count), &[]).await?;
+        let last = found.last().map(|(key, _)| super::encoding::name_text(key).into_owned());
+        let more = found.len() == PAGE_ROWS;
+        // The smallest text after the last key; a key's text never holds NUL.
+        let rows_from = last.filter(|_| more).map(|last| format!("{last}\u{1}"));
+        let next = rows_from.map(|from| PageMark { rows_from: Some(from), ..PageMark::default() });
+        Ok(Page { profiles: whole(found)?, next })
+    }
+}
+
+/// A page with a row that cannot be read is none: the walk must not pass over it.
+fn whole(found: Vec<(Vec<u8>, Result<Known, Away>)>) -> Result<Vec<(Vec<u8>, Known)>, SinkError> {
+    let each = found.into_iter().map(|(key, known)| Ok((key, known?)));
+    let all: Result<_, Away> = each.collect();
+    all.map_err(|Away| SinkError::plain(FailureClass::Data, "row"))
+}

@@ -1,0 +1,214 @@
+//! What is journaled and not delivered yet, per profile: read once, then laid over the database's
+//! rows.
+//!
+//! The records are kept as they are and folded with the row when it is known, by the same fold as a
+//! delivery's: an expiry in the row can decide what a later change starts from. A record that later
+//! ones of the same profile make void is dropped, so a hot profile costs no more than its latest
+//! values.
+
+use std::collections::HashSet;
+
+use foldhash::{HashMap, HashMapExt};
+
+use super::fold::{Folded, Record, Row};
+use crate::hydrate::{Known, Profile};
+use crate::journal::{Batch, Journal, Sequence};
+use crate::profile::{Change, Entry, Expiry};
+
+/// The most bytes of pending changes that are kept.
+const BYTES_MAX: usize = 256 << 20;
+/// Changes of one profile that are kept before it is looked through for what is void.
+const RECORDS_KEPT: usize = 32;
+const READ_RECORDS_MAX: usize = 4096;
+const READ_BYTES_MAX: usize = 4 << 20;
+
+/// Why there is no overlay.
+#[derive(Debug)]
+pub(super) enum OverlayError {
+    /// The pending changes are too many; the delivery has to come further first.
+    TooLarge,
+    /// The journal could not be read, or has let go of what was to be read.
+    Journal,
+}
+
+/// One change and its place in the journal.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub sequence: u64,
+    pub record: Box<[u8]>,
+}
+
+/// The pending changes of a span of the journal.
+#[derive(Debug, Default)]
+pub(super) struct Overlay {
+    /// The cursor of the database when it was read, and the last change that counts.
+    pub from: u64,
+    pub to: u64,
+    /// The last flush among them: what a row holds from before it is gone.
+    pub flushed: Option<u64>,
+    /// By key, in the order of the keys.
+    profiles: Vec<(Vec<u8>, Vec<Pending>)>,
+}
+
+impl Overlay {
+    /// Reads the journal behind `from` up to `to`; blocks for the file system.
+    pub(super) fn read(journal: &Journal, from: u64, to: u64) -> Result<Self, OverlayError> {
+        // A database that has nothing gets what the journal still holds.
+        let first = if from == 0 { journal.first() } else { Sequence(from).next() };
+        let mut reader = journal.reader(first).map_err(|_| OverlayError::Journal)?;
+        let mut batch = Batch::new();
+        let mut collected = Collected::default();
+        loop {
+            let read = reader.read(&mut batch, READ_RECORDS_MAX, READ_BYTES_MAX);
+            if read.map_err(|_| OverlayError::Journal)? == 0 {
+                break;
+            }
+            for (sequence, record) in batch.iter().take_while(|(sequence, _)| sequence.0 <= to) {
+                collected.add(sequence.0, record);
+            }
+            if collected.bytes > BYTES_MAX {
+                return Err(OverlayError::TooLarge);
+            }
+            if reader.position().0 > to {
+                break;
+            }
+        }
+        Ok(Self { from, to, flushed: collected.flushed, profiles: collected.sorted() })
+    }
+
+    /// Returns the pending changes of one profile.
+    pub(super) fn of(&self, key: &[u8]) -> &[Pending] {
+        let place = self.profiles.binary_search_by(|(known, _)| known.as_slice().cmp(key));
+        let found = place.ok().and_then(|place| self.profiles.get(place));
+        found.map_or(&[], |(_, pending)| pending)
+    }
+
+    /// Returns some of the keys, in order.
+    pub(super) fn keys(&self, from: usize, count: usize) -> impl Iterator<Item = &[u8]> {
+        self.profiles.iter().skip(from).take(count).map(|(key, _)| key.as_slice())
+    }
+}
+
+#[derive(Default)]
+struct Collected {
+    profiles: HashMap<Vec<u8>, Kept>,
+    flushed: Option<u64>,
+    bytes: usize,
+}
+
+struct Kept {
+    pending: Vec<Pending>,
+    /// The number of records at which it pays to look through them again.
+    look_at: usize,
+}
+
+impl Collected {
+    fn add(&mut self, sequence: u64, record: &[u8]) {
+        // The delivery sets aside what it cannot read; here it says nothing.
+        let change = match Entry::decode(record) {
+            Ok(Entry::Change(change)) => change,
+            Ok(Entry::Flush(_)) => {
+                let Self { profiles, flushed, bytes } = self;
+                profiles.values_mut().for_each(|kept| kept.pending.clear());
+                *bytes = profiles.keys().map(Vec::len).sum();
+                *flushed = Some(sequence);
+                return;
+            }
+            _ => return,
+        };
+        let new = || Kept { pending: Vec::new(), look_at: RECORDS_KEPT };
+        if !self.profiles.contains_key(change.key) {
+            self.bytes += change.key.len();
+            self.profiles.insert(change.key.to_vec(), new());
+        }
+        let Some(kept) = self.profiles.get_mut(change.key) else { return };
+        if change.cleared || change.deleted {
+            self.bytes -= size_of(&kept.pending);
+            kept.pending.clear();
+        }
+        self.bytes += record.len();
+        kept.pending.push(Pending { sequence, record: record.into() });
+        if kept.pending.len() >= kept.look_at {
+            self.bytes -= size_of(&kept.pending);
+            drop_void(&mut kept.pending);
+            self.bytes += size_of(&kept.pending);
+            kept.look_at = (kept.pending.len() * 2).max(RECORDS_KEPT);
+        }
+    }
+
+    fn sorted(self) -> Vec<(Vec<u8>, Vec<Pending>)> {
+        let profiles = self.profiles.into_iter().map(|(key, kept)| (key, kept.pending));
+        let mut profiles: Vec<_> = profiles.collect();
+        profiles.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        profiles
+    }
+}
+
+fn size_of(pending: &[Pending]) -> usize {
+    pending.iter().map(|one| one.record.len()).sum()
+}
+
+/// Drops the records that only set fields which later ones set again. Nothing else of them is seen:
+/// where one meets an expiry that has passed, the next one meets it too, unless a clock went back
+/// in between.
+pub(super) fn drop_void(pending: &mut Vec<Pending>) {
+    let mut later: HashSet<Vec<u8>> = HashSet::new();
+    let mut next_ms = 0;
+    let mut keep = vec![true; pending.len()];
+    for (one, keep) in pending.iter().zip(&mut keep).rev() {
+        let Ok(Entry::Change(change)) = Entry::decode(&one.record) else { continue };
+        let in_time = change.at_ms <= std::mem::replace(&mut next_ms, change.at_ms);
+        let only_sets = in_time
+            && !change.cleared
+            && !change.deleted
+            && change.removed.is_empty()
+            && change.expiry == Expiry::Unchanged;
+        *keep = !only_sets
+            || change.set.is_empty()
+            || !change.set.iter().all(|(field, _)| later.contains(*field));
+        later.extend(change.set.iter().map(|(field, _)| field.to_vec()));
+    }
+    let mut keep = keep.into_iter();
+    pending.retain(|_| keep.next().unwrap_or(true));
+}
+
+/// Lays pending changes over a row; those that the row has already, up to `row_has`, do not count
+/// again, and neither does what was before the last flush.
+pub(super) fn lay_over<'a>(
+    row: Option<Row>,
+    row_has: u64,
+    flushed: Option<u64>,
+    pending: impl Iterator<Item = (u64, &'a [u8])>,
+) -> Known {
+    let flushed = flushed.filter(|flushed| *flushed > row_has);
+    let (row, row_has) = match flushed {
+        Some(flushed) => (Some(Row { deleted: true, ..Row::default() }), flushed),
+        None => (row, row_has),
+    };
+    let records: Vec<Record<'a>> = pending
+        .filter(|(sequence, _)| *sequence > row_has)
+        .filter_map(|(sequence, record)| match Entry::decode(record) {
+            Ok(Entry::Change(change)) => Some(Record { sequence, change }),
+            _ => None,
+        })
+        .collect();
+    let Some(Record { change: Change { key, .. }, .. }) = records.first() else {
+        return row.map_or(Known::Nothing, known);
+    };
+    let mut folded = Folded::of(&records);
+    let row = row.unwrap_or_default();
+    let mut rows = HashMap::new();
+    rows.insert(key.to_vec(), row.clone());
+    folded.resolve(&records, &rows);
+    match folded.deltas.pop() {
+        Some(delta) => known(delta.merge(row)),
+        None => Known::Nothing,
+    }
+}
+
+fn known(row: Row) -> Known {
+    match row.deleted {
+        true => Known::Gone,
+        false => Known::Live(Profile { fields: row.fields, expires_ms: row.expires_ms }),
+    }
+}

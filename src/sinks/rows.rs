@@ -1,0 +1,214 @@
+//! Reading rows for the foreground, over one connection that is made anew when it fails.
+//!
+//! A pool would wait for a database that refuses connections; whoever asks here has to be told at
+//! once.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, PgConnection, Row as _, SqliteConnection};
+
+use super::encoding::{name_bytes, name_text, names_json};
+use super::error::{FailureClass, SinkError};
+use super::statements::READER_SESSION;
+use super::timestamp::Timestamp;
+
+const PG_ROWS: &str = "\
+    select key, fields::text, expires_at, deleted_at is not null, source, sequence \
+    from profiles where key = any($1)";
+
+/// Expired rows are among them: whether a profile has expired is for the clock of Redis to say.
+const PG_LIVE_FROM: &str = "\
+    select key, fields::text, expires_at, deleted_at is not null, source, sequence \
+    from profiles where key >= $1 and deleted_at is null order by key limit $2";
+
+const PG_LETTERS: &str = "\
+    select key, sequence, record from dead_letters \
+    where source = $1 and key = any($2) order by sequence";
+
+const SQLITE_ROWS: &str = "\
+    select p.key, p.fields, p.expires_at, p.deleted_at is not null, p.source, p.sequence \
+    from json_each(?1) as wanted join profiles p on p.key = wanted.value";
+
+const SQLITE_LIVE_FROM: &str = "\
+    select key, fields, expires_at, deleted_at is not null, source, sequence \
+    from profiles where key >= ?1 and deleted_at is null order by key limit ?2";
+
+const SQLITE_LETTERS: &str = "\
+    select d.key, d.sequence, d.record from json_each(?2) as wanted \
+    join dead_letters d on d.key = wanted.value where d.source = ?1 order by d.sequence";
+
+const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
+
+/// One row of `profiles`, as text.
+#[derive(Debug)]
+pub(super) struct StoredRow {
+    pub key: String,
+    pub fields: String,
+    pub expires_ms: Option<u64>,
+    pub deleted: bool,
+    /// The journal and the change that wrote it last.
+    pub source: String,
+    pub sequence: u64,
+}
+
+/// One record that a database has set aside.
+#[derive(Debug)]
+pub(super) struct Letter {
+    pub key: Vec<u8>,
+    pub sequence: u64,
+    pub record: Vec<u8>,
+}
+
+/// One connection for reading.
+#[derive(Debug)]
+pub(super) enum Rows {
+    Postgres { options: PgConnectOptions, connection: Option<PgConnection> },
+    Sqlite { options: SqliteConnectOptions, connection: Option<SqliteConnection> },
+}
+
+/// What is wanted of the table of profiles.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    /// These profiles, in any state and order.
+    Keys(&'a [&'a [u8]]),
+    /// So many that are not deleted, from this text on, in order.
+    LiveFrom(&'a str, i64),
+}
+
+impl Rows {
+    /// Lets go of the connection: it may be in the middle of an answer.
+    pub(super) fn disconnect(&mut self) {
+        match self {
+            Self::Postgres { connection, .. } => *connection = None,
+            Self::Sqlite { connection, .. } => *connection = None,
+        }
+    }
+
+    /// Connects if there is no connection.
+    pub(super) async fn connect(&mut self, limit: Duration) -> Result<(), SinkError> {
+        let connecting = async {
+            match self {
+                Self::Postgres { options, connection: connection @ None } => {
+                    let mut made = options.connect().await?;
+                    sqlx::raw_sql(READER_SESSION).execute(&mut made).await?;
+                    *connection = Some(made);
+                }
+                Self::Sqlite { options, connection: connection @ None } => {
+                    *connection = Some(options.connect().await?);
+                }
+                _ => {}
+            }
+            Ok(())
+        };
+        let connected = tokio::time::timeout(limit, connecting).await;
+        connected.unwrap_or_else(|_| Err(SinkError::plain(FailureClass::Connection, "timeout")))
+    }
+
+    /// Reads rows. Only while connected.
+    pub(super) async fn read(&mut self, wanted: Wanted<'_>) -> Result<Vec<StoredRow>, SinkError> {
+        match self {
+            Self::Postgres { connection: Some(connection), .. } => {
+                let rows = match wanted {
+                    Wanted::Keys(keys) => sqlx::query(PG_ROWS).bind(texts(keys)),
+                    Wanted::LiveFrom(from, count) => {
+                        sqlx::query(PG_LIVE_FROM).bind(from.to_owned()).bind(count)
+                    }
+                };
+                let rows = rows.fetch_all(connection).await?;
+                rows.iter().map(postgres_row).collect()
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                let rows = match wanted {
+                    Wanted::Keys(keys) => {
+                        sqlx::query(SQLITE_ROWS).bind(names_json(keys.iter().copied()))
+                    }
+                    Wanted::LiveFrom(from, count) => {
+                        sqlx::query(SQLITE_LIVE_FROM).bind(from.to_owned()).bind(count)
+                    }
+                };
+                let rows = rows.fetch_all(connection).await?;
+                rows.iter().map(sqlite_row).collect()
+            }
+            _ => Err(not_connected()),
+        }
+    }
+
+    /// Reads what was set aside of these profiles, in order. Only while connected.
+    pub(super) async fn letters(
+        &mut self,
+        source: &str,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Letter>, SinkError> {
+        match self {
+            Self::Postgres { connection: Some(connection), .. } => {
+                let query = sqlx::query(PG_LETTERS).bind(source).bind(texts(keys));
+                let rows = query.fetch_all(connection).await?;
+                let letter = |row: &sqlx::postgres::PgRow| {
+                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
+                };
+                rows.iter().map(letter).collect()
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                let keys = names_json(keys.iter().copied());
+                let rows = sqlx::query(SQLITE_LETTERS).bind(source).bind(keys);
+                let rows = rows.fetch_all(connection).await?;
+                let letter = |row: &sqlx::sqlite::SqliteRow| {
+                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
+                };
+                rows.iter().map(letter).collect()
+            }
+            _ => Err(not_connected()),
+        }
+    }
+
+    /// Reads the keys of which anything was set aside. Only while connected.
+    pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
+        let keys: Vec<String> = match self {
+            Self::Postgres { connection: Some(connection), .. } => {
+                sqlx::query_scalar(QUARANTINED).fetch_all(connection).await?
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                sqlx::query_scalar(QUARANTINED).fetch_all(connection).await?
+            }
+            _ => return Err(not_connected()),
+        };
+        keys.iter().map(|key| name_bytes(key).map_err(SinkError::from)).collect()
+    }
+}
+
+fn not_connected() -> SinkError {
+    SinkError::plain(FailureClass::Connection, "none")
+}
+
+fn texts(keys: &[&[u8]]) -> Vec<String> {
+    keys.iter().map(|key| name_text(key).into_owned()).collect()
+}
+
+fn postgres_row(row: &sqlx::postgres::PgRow) -> Result<StoredRow, SinkError> {
+    Ok(StoredRow {
+        key: row.try_get(0)?,
+        fields: row.try_get(1)?,
+        expires_ms: row.try_get::<Option<Timestamp>, _>(2)?.map(Timestamp::ms),
+        deleted: row.try_get(3)?,
+        source: row.try_get(4)?,
+        sequence: row.try_get::<i64, _>(5)?.cast_unsigned(),
+    })
+}
+
+fn sqlite_row(row: &sqlx::sqlite::SqliteRow) -> Result<StoredRow, SinkError> {
+    let expires_ms = row.try_get::<Option<i64>, _>(2)?;
+    Ok(StoredRow {
+        key: row.try_get(0)?,
+        fields: row.try_get(1)?,
+        expires_ms: expires_ms.map(|at| u64::try_from(at).unwrap_or(0)),
+        deleted: row.try_get(3)?,
+        source: row.try_get(4)?,
+        sequence: row.try_get::<i64, _>(5)?.cast_unsigned(),
+    })
+}
+
+fn letter(key: String, sequence: i64, record: Vec<u8>) -> Result<Letter, SinkError> {
+    Ok(Letter { key: name_bytes(&key)?, sequence: sequence.cast_unsigned(), record })
+}
