@@ -336,6 +336,7 @@ impl Delivery {
             fence: self.fence.unwrap_or_default(),
             from: *cursor,
             to: last.sequence,
+            held: self.quarantine.held(&dead),
             records,
             dead,
         };
@@ -368,8 +369,8 @@ impl Delivery {
     async fn fail(&mut self, error: SinkError) -> Result<(), DeliveryError> {
         self.position = None;
         self.writer.disconnect();
-        if matches!(error, SinkError::CursorMoved) {
-            // The next look at the cursor tells whether this was a lost answer or a rival.
+        if matches!(error, SinkError::CursorMoved | SinkError::QuarantineLifted) {
+            // The next look tells whether this was a lost answer or a rival, and what is set aside.
             return Ok(());
         }
         let class = error.class();

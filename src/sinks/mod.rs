@@ -12,6 +12,7 @@
 mod batch;
 mod config;
 mod database;
+mod dead_letters;
 mod delivery;
 mod encoding;
 mod error;
@@ -29,9 +30,10 @@ mod tests;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use config::Config;
-pub use database::{Database, LoadedProfile, load_profiles};
+pub use database::{Database, LoadedProfile, Position, load_profiles};
+pub use dead_letters::{DeadLetters, Retried, StoredLetter};
 pub use delivery::Delivery;
-pub use encoding::EncodingError;
+pub use encoding::{EncodingError, fields_json, name_bytes, name_text, names_json};
 pub use error::{DeliveryError, FailureClass, SinkError};
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
