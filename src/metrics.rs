@@ -96,6 +96,8 @@ pub struct Metrics {
     pub bytes_in: Counter,
     /// Requests that were not RESP.
     pub protocol_errors: Counter,
+    /// Batches of profile writes that were slowed down because the journal fills up.
+    pub batches_slowed: Counter,
     /// Whether the upstream is there (1) or not (0).
     pub upstream_up: Gauge,
     /// Links to the upstream that were made.
@@ -125,6 +127,7 @@ impl Metrics {
             connections_cut: Counter::default(),
             bytes_in: Counter::default(),
             protocol_errors: Counter::default(),
+            batches_slowed: Counter::default(),
             upstream_up: Gauge::default(),
             upstream_links: Counter::default(),
             upstream_batches: Counter::default(),
@@ -200,6 +203,7 @@ impl Metrics {
             ("connections_cut_total", "Connections cut as slow readers.", &self.connections_cut),
             ("received_bytes_total", "Bytes read from clients.", &self.bytes_in),
             ("protocol_errors_total", "Requests that were not RESP.", &self.protocol_errors),
+            ("journal_slowed_batches_total", "Batches slowed as it fills.", &self.batches_slowed),
             ("upstream_links_total", "Links made to the upstream.", &self.upstream_links),
             ("upstream_batches_total", "Writes to the upstream.", &self.upstream_batches),
         ] {
