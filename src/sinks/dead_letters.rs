@@ -20,8 +20,9 @@ const LETTER_BYTES_MAX: i64 = 8 << 20;
 
 const LIST_POSTGRES: &str = "\
     select source, sequence, key, error, (extract(epoch from at) * 1000)::bigint, record \
-    from dead_letters where ($1::text is null or key = $1) and ($2::bigint is null or sequence = $2) \
-    and (source, sequence) > ($3, $4) order by source, sequence limit $5";
+    from dead_letters where ($1::text is null or key = $1) \
+    and ($2::bigint is null or sequence = $2) and (source, sequence) > ($3, $4) \
+    order by source, sequence limit $5";
 const LIST_SQLITE: &str = "\
     select source, sequence, key, error, at, record \
     from dead_letters where ($1 is null or key = $1) and ($2 is null or sequence = $2) \

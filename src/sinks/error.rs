@@ -174,8 +174,7 @@ pub enum DeliveryError {
     #[error(
         "the database has changes up to {cursor}, the journal ends at {appended}: \
          the journal was set back or lost its tail; \
-         to go on, move the journal away, which begins a new one; what it holds beyond the database \
-         is lost"
+         to go on, move the journal away, which begins a new one"
     )]
     Ahead {
         /// The last sequence in the database.
