@@ -74,6 +74,14 @@ async fn deliver(delivery: Delivery, admin: &Admin, stops: &Stops) {
         Some(Err(DeliveryError::Unfinished { left })) => {
             warn!(records = left, "the journal keeps what the database has yet to get");
         }
+        Some(Err(error @ DeliveryError::Fenced)) => {
+            // The other proxy has Redis to itself only when this one is gone.
+            error!(%error, "stopping");
+            admin.draining.store(true, Ordering::Relaxed);
+            stops.fenced.cancel();
+            stops.draining.cancel();
+            stops.hurry.cancel();
+        }
         Some(Err(error)) => {
             admin.undelivered.store(true, Ordering::Relaxed);
             error!(%error, "the delivery to the database has ended");
