@@ -33,6 +33,8 @@ pub mod backoff;
 
 pub mod config;
 
+pub mod tool;
+
 pub mod cli;
 
 pub mod app;
