@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Overrides, mask_passwords};
+use crate::{
+    config::{Overrides, mask_passwords},
+    tool::{DeadLetterTool, JournalTool},
+};
 
 /// The exit code for a command line or a configuration that is wrong (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -38,6 +41,12 @@ enum Word {
     Serve,
     /// Check the configuration, report all faults at once, and exit with 64 if there are any
     Check,
+    /// List, retry or drop the records that the database has refused
+    #[command(name = "dead-letters", subcommand)]
+    DeadLetters(DeadLetterTool),
+    /// Look into the journal, also beside a running proxy and when it is damaged
+    #[command(subcommand)]
+    Journal(JournalTool),
 }
 
 #[derive(Args)]
@@ -104,6 +113,23 @@ pub enum Command {
     Serve(Overrides),
     /// Judge the configuration and exit.
     Check(Overrides),
+    /// See to the records that the database has refused.
+    DeadLetters(Overrides, DeadLetterTool),
+    /// Look into the journal.
+    Journal(Overrides, JournalTool),
+}
+
+impl Command {
+    /// The flags that were given for the configuration.
+    #[must_use]
+    pub fn overrides(&self) -> &Overrides {
+        match self {
+            Self::Serve(overrides)
+            | Self::Check(overrides)
+            | Self::DeadLetters(overrides, _)
+            | Self::Journal(overrides, _) => overrides,
+        }
+    }
 }
 
 /// Ends the process before it does anything: help, the version, or a wrong command line.
@@ -139,6 +165,8 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
     let command = match word {
         None | Some(Word::Serve) => Command::Serve(options.into()),
         Some(Word::Check) => Command::Check(options.into()),
+        Some(Word::DeadLetters(tool)) => Command::DeadLetters(options.into(), tool),
+        Some(Word::Journal(tool)) => Command::Journal(options.into(), tool),
     };
     Ok(Cli { command })
 }
@@ -218,6 +246,12 @@ mod tests {
             "--listen",
             "--listen a --listen b",
             "check extra",
+            "dead-letters",
+            "dead-letters retry",
+            "dead-letters drop --all --key user:1",
+            "dead-letters retry --sequence x",
+            "journal",
+            "journal export --from x",
             "redis://app:hunter2@h",
             "--upstrem=redis://app:hunter2@h",
             "serve --upstream redis://a:hunter2@h postgres://b:hunter2@h/d",

@@ -37,6 +37,8 @@ pub mod backoff;
 
 pub mod config;
 
+pub mod tool;
+
 pub mod cli;
 
 pub mod app;

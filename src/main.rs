@@ -7,6 +7,7 @@ use profile_proxy::{
     app,
     cli::{self, Command},
     config::{self, Config},
+    tool::{self, Verdict},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -23,20 +24,27 @@ fn main() -> ExitCode {
             return ExitCode::from(stop.code);
         }
     };
-    let (Command::Serve(overrides) | Command::Check(overrides)) = &command;
-    let config = match config::load(overrides, |name| std::env::var_os(name)) {
+    let config = match config::load(command.overrides(), |name| std::env::var_os(name)) {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
             return ExitCode::from(cli::EXIT_USAGE);
         }
     };
-    if let Command::Check(_) = command {
-        println!("{}", config.summary());
-        return ExitCode::SUCCESS;
-    }
-    match serve(&config) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match &command {
+        Command::Serve(_) => serve(&config).map(|()| Verdict::Fine),
+        Command::Check(_) => {
+            println!("{}", config.summary());
+            return ExitCode::SUCCESS;
+        }
+        Command::DeadLetters(_, asked) => {
+            tool::run_dead_letters(&config, asked).map_err(Into::into)
+        }
+        Command::Journal(_, asked) => tool::run_journal(&config, asked).map_err(Into::into),
+    };
+    match done {
+        Ok(Verdict::Fine) => ExitCode::SUCCESS,
+        Ok(Verdict::Wanting) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("profile-proxy: {error}");
             ExitCode::FAILURE

@@ -103,6 +103,8 @@ pub struct Metrics {
     pub bytes_in: Counter,
     /// Requests that were not RESP.
     pub protocol_errors: Counter,
+    /// Batches of profile writes that were slowed down because the journal fills up.
+    pub batches_slowed: Counter,
     /// Whether the upstream is there (1) or not (0).
     pub upstream_up: Gauge,
     /// Links to the upstream that were made.
@@ -144,6 +146,7 @@ impl Metrics {
             connections_idle: Counter::default(),
             bytes_in: Counter::default(),
             protocol_errors: Counter::default(),
+            batches_slowed: Counter::default(),
             upstream_up: Gauge::default(),
             upstream_links: Counter::default(),
             upstream_batches: Counter::default(),
@@ -234,6 +237,7 @@ impl Metrics {
             ("connections_idle_total", "Connections cut as idle.", &self.connections_idle),
             ("received_bytes_total", "Bytes read from clients.", &self.bytes_in),
             ("protocol_errors_total", "Requests that were not RESP.", &self.protocol_errors),
+            ("journal_slowed_batches_total", "Batches slowed as it fills.", &self.batches_slowed),
             ("upstream_links_total", "Links made to the upstream.", &self.upstream_links),
             ("upstream_batches_total", "Writes to the upstream.", &self.upstream_batches),
             ("epochs_total", "Changes and restarts of Redis that were noticed.", &self.epochs),

@@ -6,8 +6,10 @@
 //! /metrics  the text format of Prometheus
 //! ```
 //!
-//! A database that is away does not make the proxy unready: writes are journaled meanwhile. It
-//! shows in `?verbose` and in the metrics.
+//! While the proxy starts, `/readyz` says so. A database that is away does not make the proxy
+//! unready: writes are journaled meanwhile. It shows in `?verbose` and in the metrics.
+
+mod starting;
 
 use std::{
     fmt::Write as _,
@@ -29,10 +31,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    journal::Journal,
+    journal::{Journal, Sequence},
     metrics::{Exposition, Metrics},
     sinks::{FailureClass, Status},
 };
+
+pub use starting::{Starting, serve_starting};
 
 /// What the port shows.
 pub struct Admin {
@@ -125,8 +129,7 @@ impl Admin {
 
     fn expose(&self) -> String {
         let mut text = Exposition::default();
-        text.family("profile_proxy_build_info", "gauge", "The version that runs.");
-        text.labelled("version", env!("CARGO_PKG_VERSION"), 1);
+        expose_build(&mut text);
         self.metrics.expose(&mut text);
         self.expose_journal(&mut text);
         self.expose_sink(&mut text);
@@ -138,6 +141,8 @@ impl Admin {
         text.counter("journal_records_total", "Records ever written.", journal.appended().0);
         text.gauge("journal_bytes", "Bytes that the journal holds.", journal.bytes());
         text.gauge("journal_bytes_max", "Its quota in bytes.", journal.bytes_max());
+        let help = "Bytes that may be written before profile writes are refused.";
+        text.gauge("journal_room_bytes", help, journal.room_bytes());
         let help = "Whether a write or sync has failed.";
         text.gauge("journal_poisoned", help, u64::from(journal.is_poisoned()));
         let help = "How long a sync of the journal takes.";
@@ -147,11 +152,17 @@ impl Admin {
 
     fn expose_sink(&self, text: &mut Exposition) {
         let (sink, journal) = (&self.sink, &self.journal);
-        let waiting = journal.appended().0.saturating_sub(sink.delivered().0);
         text.gauge("sink_up", "Whether the database is there.", u64::from(sink.is_connected()));
-        text.gauge("sink_waiting_records", "Records that the database has yet to get.", waiting);
+        // Before the first connection nobody knows the cursor: all that the journal holds counts.
+        let waiting = left(journal, sink, journal.appended());
+        let help = "Records that the database has yet to get.";
+        text.gauge("sink_waiting_records", help, waiting);
+        let bytes = journal.bytes_total().saturating_sub(sink.delivered_bytes());
+        let bytes = if waiting == 0 { 0 } else { bytes.min(journal.bytes()) };
+        text.gauge("sink_waiting_bytes", "Bytes that the database has yet to get.", bytes);
         let age = sink.oldest_undelivered_at_ms().map_or(0.0, age_seconds);
         text.seconds("sink_oldest_change_seconds", "Age of the oldest undelivered change.", age);
+        expose_replay(text, journal, sink);
         text.counter("sink_changes_total", "Changes that the database has.", sink.changes());
         text.counter("sink_batches_total", "Transactions that brought them.", sink.batches());
         text.counter("sink_dead_letters_total", "Records set aside.", sink.dead_letters());
@@ -163,6 +174,28 @@ impl Admin {
             text.labelled("class", class.label(), sink.failures(class));
         }
     }
+}
+
+fn expose_build(text: &mut Exposition) {
+    text.family("profile_proxy_build_info", "gauge", "The version that runs.");
+    text.labelled("version", env!("CARGO_PKG_VERSION"), 1);
+}
+
+fn expose_replay(text: &mut Exposition, journal: &Journal, sink: &Status) {
+    let help = "Records of earlier runs that the database has yet to get.";
+    text.gauge("replay_waiting_records", help, replay_left(journal, sink));
+}
+
+/// How many records of earlier runs the database has yet to get.
+fn replay_left(journal: &Journal, sink: &Status) -> u64 {
+    left(journal, sink, sink.replay_until())
+}
+
+/// How many records up to `end` the database has yet to get; all that are kept while its cursor
+/// is not known.
+fn left(journal: &Journal, sink: &Status, end: Sequence) -> u64 {
+    let delivered = sink.delivered().0.max(journal.first().0.saturating_sub(1));
+    end.0.saturating_sub(delivered)
 }
 
 fn age_seconds(at_ms: u64) -> f64 {

@@ -62,8 +62,9 @@ impl Background {
             await_signals(signals, stops.clone(), self.patience, Arc::clone(&self.admin));
         let delivering = deliver(self.delivery, &self.admin, &stops);
         let serving = serve_admin(self.port, Arc::clone(&self.admin), &stops);
-        // Nobody is left to ask when the worker has ended.
-        let answering = Box::pin(self.lookup.run(self.asked));
+        // Nobody is left to ask when the worker has ended, and a look-up may wait for a database
+        // that never comes.
+        let answering = stops.carried.run_until_cancelled(Box::pin(self.lookup.run(self.asked)));
         tokio::select! {
             _ = async { tokio::join!(delivering, serving, answering) } => {}
             never = stopping => match never {},
@@ -79,6 +80,14 @@ async fn deliver(delivery: Delivery, admin: &Admin, stops: &Stops) {
         Some(Ok(())) => info!("the database has everything"),
         Some(Err(DeliveryError::Unfinished { left })) => {
             warn!(records = left, "the journal keeps what the database has yet to get");
+        }
+        Some(Err(error @ DeliveryError::Fenced)) => {
+            // The other proxy has Redis to itself only when this one is gone.
+            error!(%error, "stopping");
+            admin.draining.store(true, Ordering::Relaxed);
+            stops.fenced.cancel();
+            stops.draining.cancel();
+            stops.hurry.cancel();
         }
         Some(Err(error)) => {
             admin.undelivered.store(true, Ordering::Relaxed);

@@ -5,6 +5,7 @@
 //! serves the admin port and listens to signals.
 
 mod background;
+mod starting;
 mod worker;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use thiserror::Error;
@@ -23,7 +24,7 @@ use tokio::{
     task::LocalSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     admin::Admin,
@@ -32,16 +33,19 @@ use crate::{
     config::{Config, DatabaseAddress, UpstreamAddress},
     dispatch::{self, Ledger},
     engine::Engine,
-    journal::{self, JournalError, Opened},
+    journal::{self, JournalError, Opened, SyncMode},
     metrics::Metrics,
     schema::{FieldType, Rule, Schema},
     sinks::{self, ColumnType, Database, Delivery, DeliveryError, KindColumns, Lookup, SinkError},
 };
 use background::Background;
+use starting::StartingPort;
 use worker::{Leftover, Worker};
 
 /// Questions about profiles that may wait for the background thread.
 const QUESTIONS_MAX: usize = 1024;
+/// How long a start with `sync = "os"` waits to hear from the database whether it is ahead.
+const LOST_TAIL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why the program could not start, or did not end well.
 #[derive(Debug, Error)]
@@ -94,15 +98,21 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     let clients = listen(config.listen, "--listen", Some(backlog))?;
     let admin_port = listen(config.admin, "--admin", None)?;
 
+    let starting = StartingPort::open(&admin_port)?;
+
     // The journal, and what the last run has left in it.
-    let opened = open_journal(config)?;
+    let mut opened = open_journal(config)?;
     let (next_ticket, in_doubt) = dispatch::scan(&opened.journal)?;
 
     // The database, and its delivery.
     let inside = runtime.enter();
     let database = Database::open(&database_url(config), &columns(&schema), &config.sink)?;
     drop(inside);
+    if config.journal.sync == SyncMode::Os {
+        runtime.block_on(skip_lost_tail(&mut opened, &database))?;
+    }
     let mut delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+    starting.shows.replays(opened.journal.clone(), delivery.status());
     let embedded = match &config.upstream {
         UpstreamAddress::Embedded => Some(runtime.block_on(restore(&mut delivery, &database))?),
         UpstreamAddress::Redis { .. } => None,
@@ -119,6 +129,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
         undelivered: false.into(),
     });
     print_banner(config, &schema, &opened);
+    starting.close();
 
     // What the worker asks the database about profiles that Redis may have lost.
     let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
@@ -150,6 +161,9 @@ pub fn run(config: &Config) -> Result<(), AppError> {
         error!("the background thread has panicked");
     }
     info!("stopped");
+    if stops.fenced.is_cancelled() {
+        return Err(DeliveryError::Fenced.into());
+    }
     closed
 }
 
@@ -200,6 +214,24 @@ fn open_journal(config: &Config) -> Result<Opened, AppError> {
         "journal opened"
     );
     Ok(opened)
+}
+
+/// Goes on behind what the database has, where a power failure has taken the end of the journal
+/// and the database has that end already. Without a word from the database the start goes on.
+async fn skip_lost_tail(opened: &mut Opened, database: &Database) -> Result<(), JournalError> {
+    match sinks::lost_tail(&opened.journal, database, LOST_TAIL_PATIENCE).await {
+        Ok(None) => {}
+        Ok(Some(last)) => {
+            let (journal_ends, database_ends) = (opened.journal.appended().0, last.0);
+            opened.writer.skip_to(last.next())?;
+            warn!(
+                journal_ends,
+                database_ends, "the journal has lost records that the database has; going on there"
+            );
+        }
+        Err(error) => info!(%error, "the database does not say yet how far it is"),
+    }
+    Ok(())
 }
 
 /// Brings the embedded store back: first the database gets what the journal still holds, then the
@@ -254,6 +286,8 @@ struct Stops {
     hurry: CancellationToken,
     /// The worker has carried its last command.
     carried: CancellationToken,
+    /// Another proxy has taken over, so this one ends by itself.
+    fenced: CancellationToken,
     /// The second signal: the database has had its time, too.
     now: CancellationToken,
 }

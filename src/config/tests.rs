@@ -102,7 +102,8 @@ fn the_shipped_file_names_every_setting() {
                 inflight_max: _,
                 arguments_max: _,
             },
-        journal: journal::Config { sync: _, segment_bytes_max: _, bytes_max: _ },
+        journal:
+            journal::Config { sync: _, segment_bytes_max: _, bytes_max: _, slow_from_percent: _ },
         sink:
             sinks::Config {
                 batch_records_max: _,

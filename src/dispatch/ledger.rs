@@ -4,7 +4,10 @@
 //! before the client sees the reply. A ticket without an outcome is a write in doubt: its profile
 //! is read back from Redis, and the write is never executed again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use tracing::{error, info};
 
@@ -81,6 +84,12 @@ impl Ledger {
             JournalError::Full { .. } => JournalTrouble::Full,
             _ => JournalTrouble::Poisoned,
         })
+    }
+
+    /// How long a client that has written profiles should wait before it writes more.
+    #[must_use]
+    pub fn slowdown(&self) -> Duration {
+        self.writer.slowdown()
     }
 
     /// Returns the ticket that the next intent will get.

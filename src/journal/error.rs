@@ -12,7 +12,10 @@ use super::Sequence;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// Another process holds the directory: wait for it, or choose another directory.
-    #[error("the journal in {directory} is in use by another process")]
+    #[error(
+        "the journal in {directory} is in use by another process; stop that one, or choose \
+         another directory"
+    )]
     Locked {
         /// The directory of the journal.
         directory: PathBuf,

@@ -13,7 +13,7 @@ use super::error::JournalError;
 use super::reader::Reader;
 use super::state::{State, lock};
 use super::sync::{self, FSYNC_BUCKETS};
-use super::{Sequence, SyncMode, segment};
+use super::{Sequence, SyncMode, mark, segment};
 
 /// A handle on an open journal, cheap to clone.
 ///
@@ -152,6 +152,7 @@ impl Journal {
             Err(error) => return Err(JournalError::io("remove", &path)(error)),
         }
         lock(&state.segments).pop_front();
+        state.discarded_bytes.fetch_add(oldest.bytes(), Ordering::Relaxed);
         state.bytes.fetch_sub(oldest.bytes(), Ordering::Relaxed);
         Ok(Some(oldest.bytes()))
     }
@@ -169,6 +170,29 @@ impl Journal {
     /// Bytes in all segments.
     pub fn bytes(&self) -> u64 {
         self.state.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that may still be written before new writes are refused.
+    pub fn room_bytes(&self) -> u64 {
+        self.state.full_from_bytes().saturating_sub(self.bytes())
+    }
+
+    /// Bytes that were there at the start or written since, also those that were discarded.
+    pub fn bytes_total(&self) -> u64 {
+        self.bytes() + self.state.discarded_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The number that a consumer has left here, if it has.
+    pub fn mark(&self) -> Option<u64> {
+        mark::read(&self.state.directory)
+    }
+
+    /// Leaves a number here for the next run; durable on return. Blocks for the file system.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_mark(&self, mark: u64) -> Result<(), JournalError> {
+        mark::write(&self.state.directory, mark)
     }
 
     /// The configured quota in bytes.

@@ -12,6 +12,8 @@
 mod disk;
 mod error;
 mod handle;
+mod inspect;
+mod mark;
 mod reader;
 mod record;
 mod recovery;
@@ -34,6 +36,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use error::JournalError;
 pub use handle::Journal;
+pub use inspect::{Inspection, Inspector, SegmentFault, SegmentReport};
 pub use reader::{Batch, Reader};
 pub use record::RECORD_BYTES_MAX;
 pub use sync::FSYNC_BUCKETS;
@@ -80,6 +83,9 @@ pub struct Config {
     /// The quota over all segments; from fifteen sixteenths of it on new writes are refused.
     #[serde(deserialize_with = "configured_bytes")]
     pub bytes_max: ByteSize,
+    /// From this part of `bytes_max` on, clients that write profiles are slowed down.
+    #[serde(deserialize_with = "configured_percent")]
+    pub slow_from_percent: u8,
 }
 
 impl Default for Config {
@@ -88,6 +94,7 @@ impl Default for Config {
             sync: SyncMode::default(),
             segment_bytes_max: ByteSize::mib(64),
             bytes_max: ByteSize::gib(4),
+            slow_from_percent: 75,
         }
     }
 }
@@ -98,6 +105,14 @@ fn configured_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSi
         return Err(serde::de::Error::custom("must be at least 1 MiB"));
     }
     Ok(bytes)
+}
+
+fn configured_percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    // Below a half, the segments that cannot be let go of yet could alone be enough.
+    match u8::deserialize(deserializer)? {
+        percent @ 50..=100 => Ok(percent),
+        _ => Err(serde::de::Error::custom("must be from 50 to 100; 100 never slows down")),
+    }
 }
 
 /// The number of a record: dense, from 1; 0 stands for "nothing yet".

@@ -120,6 +120,14 @@ impl Reader {
         self.position
     }
 
+    /// Bytes in the journal from the position on, those of segment headers included.
+    pub fn bytes_ahead(&self) -> u64 {
+        let segments = lock(&self.state.segments);
+        let later = segments.iter().filter(|segment| segment.base > self.segment.base);
+        let later: u64 = later.map(|segment| segment.bytes()).sum();
+        later + self.segment.bytes().saturating_sub(self.offset + self.consumed as u64)
+    }
+
     /// Replaces what is in the batch by the next records and returns their number: at most
     /// `records_max`, and no more than `bytes_max` bytes of payload unless a single record is
     /// larger; none if everything written so far was read.

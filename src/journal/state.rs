@@ -9,6 +9,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
@@ -16,6 +17,9 @@ use super::disk::{Disk, DiskFile};
 use super::segment::{Segment, Source};
 use super::sync::FsyncFigures;
 use super::{Config, JournalError, Sequence, SyncMode};
+
+/// How long a batch of writes waits when the journal is all but full.
+const SLOWDOWN_MAX: Duration = Duration::from_millis(100);
 
 /// The state of one open journal.
 pub(super) struct State {
@@ -25,6 +29,7 @@ pub(super) struct State {
     pub(super) source_text: String,
     pub(super) mode: SyncMode,
     pub(super) bytes_max: u64,
+    slow_from_bytes: u64,
     appended: AtomicU64,
     durable: AtomicU64,
     /// Everything before it was discarded or may be.
@@ -32,6 +37,8 @@ pub(super) struct State {
     /// Nothing from here on is discarded, whatever consumers say.
     pub(super) kept_from: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Bytes that were discarded since the start.
+    pub(super) discarded_bytes: AtomicU64,
     poisoned: AtomicBool,
     poison_cause: OnceLock<Arc<str>>,
     durable_watch: watch::Sender<Sequence>,
@@ -76,11 +83,13 @@ impl State {
             source_text: start.source.hex(),
             mode: config.sync,
             bytes_max: config.bytes_max.as_u64(),
+            slow_from_bytes: slow_from_bytes(config),
             appended: AtomicU64::new(start.last.0),
             durable: AtomicU64::new(start.last.0),
             wanted_from: AtomicU64::new(0),
             kept_from: AtomicU64::new(u64::MAX),
             bytes: AtomicU64::new(start.segments.iter().map(|segment| segment.bytes()).sum()),
+            discarded_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             poison_cause: OnceLock::new(),
             durable_watch: watch::Sender::new(start.last),
@@ -178,8 +187,7 @@ impl State {
     pub(super) fn ensure_room(&self) -> Result<(), JournalError> {
         self.ensure_sound()?;
         let bytes = self.bytes.load(Ordering::Relaxed);
-        // The reserve takes the outcomes of what was accepted before the journal was full.
-        if bytes < self.bytes_max - self.bytes_max / 16 {
+        if bytes < self.full_from_bytes() {
             return Ok(());
         }
         // Once everything was delivered only the active segment is left. It cannot be discarded
@@ -191,9 +199,33 @@ impl State {
         Err(JournalError::Full { bytes, bytes_max: self.bytes_max })
     }
 
+    /// The reserve takes the outcomes of what was accepted before the journal was full.
+    pub(super) fn full_from_bytes(&self) -> u64 {
+        self.bytes_max - self.bytes_max / 16
+    }
+
+    /// How long the next batch of writes should wait: nothing below the soft limit, then more the
+    /// fuller the journal is, so that the database has a chance before writes are refused.
+    pub(super) fn slowdown(&self) -> Duration {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes < self.slow_from_bytes {
+            return Duration::ZERO;
+        }
+        let span = self.full_from_bytes().saturating_sub(self.slow_from_bytes).max(1);
+        let fullness = ((bytes - self.slow_from_bytes) as f64 / span as f64).min(1.0);
+        SLOWDOWN_MAX.mul_f64((fullness * fullness).max(0.01))
+    }
+
     /// Remembers from where on records are still wanted.
     pub(super) fn want_from(&self, sequence: Sequence) {
         self.wanted_from.fetch_max(sequence.0, Ordering::Relaxed);
+    }
+}
+
+fn slow_from_bytes(config: &Config) -> u64 {
+    match config.slow_from_percent {
+        100.. => u64::MAX,
+        percent => config.bytes_max.as_u64() / 100 * u64::from(percent),
     }
 }
 

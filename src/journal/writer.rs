@@ -119,6 +119,12 @@ impl Writer {
         self.state.ensure_room()
     }
 
+    /// How long the client of a batch of writes should wait before its next one: nothing as long
+    /// as the journal is emptier than the soft limit. One load.
+    pub fn slowdown(&self) -> std::time::Duration {
+        self.state.slowdown()
+    }
+
     /// The last record that may be acknowledged in this sync mode.
     pub fn acknowledged(&self) -> Sequence {
         self.state.acknowledgeable()

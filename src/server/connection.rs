@@ -4,6 +4,7 @@
 //! write. Input waits in the socket while the client has too many replies to come. It does not
 //! wait for the client to read: one that writes everything first would never get there. A client
 //! that lets more replies pile up than the limit is cut, so it costs a bounded amount of memory.
+//! A client that writes profiles while the journal fills up is read from more slowly.
 //! What is per-connection in Redis goes over the client's private link, which this task serves
 //! beside the client's socket.
 
@@ -12,6 +13,7 @@ use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, task::Poll};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::{TcpStream, tcp::OwnedReadHalf},
+    time::{Sleep, sleep},
 };
 
 use super::{Shared, private::Private};
@@ -40,6 +42,8 @@ pub(super) struct Connection {
     waits: Wanted,
     draining: bool,
     ending: bool,
+    /// Runs while input has to wait because the journal fills up.
+    pause: Option<Pin<Box<Sleep>>>,
     private: Option<Private>,
     /// Why the private link could not be had that the next request needs.
     linkless: Option<CommandError>,
@@ -82,6 +86,7 @@ impl Connection {
             waits: Wanted::Nothing,
             draining: false,
             ending: false,
+            pause: None,
             private: None,
             linkless: None,
         }
@@ -138,6 +143,7 @@ impl Connection {
                     }
                 }
                 () = client.woken() => {}
+                () = end(&mut self.pause), if self.pause.is_some() => self.pause = None,
                 ready = client.writable(), if writable > 0 => {
                     ready?;
                     client.flush();
@@ -163,6 +169,7 @@ impl Connection {
     /// Tells whether what the next request has been waiting for is here.
     fn may_go_on(&self) -> bool {
         match self.waits {
+            _ if self.pause.is_some() => false,
             Wanted::Nothing => false,
             Wanted::Room => self.client.owed() <= self.shared.limits.inflight_max / 2,
             Wanted::Drained => self.client.owed() == 0,
@@ -172,7 +179,7 @@ impl Connection {
     /// Tells whether input may be read.
     fn listens(&self) -> bool {
         match self.waits {
-            _ if self.ending => false,
+            _ if self.ending || self.pause.is_some() => false,
             Wanted::Nothing => true,
             _ => self.client.hold.get().owed > 0 && self.pending.len() < HELD_BYTES_MAX,
         }
@@ -272,6 +279,7 @@ impl Connection {
             return Pause::End;
         }
         let shared = Rc::clone(&self.shared);
+        let tickets = shared.proxy.ledger.borrow().next_ticket();
         let input = shared.input.borrow();
         let fresh = input.get(..count).unwrap_or_default();
         let pause = if self.pending.is_empty() {
@@ -290,11 +298,23 @@ impl Connection {
             self.pending.shrink_to(KEPT_BYTES_MAX);
             self.scanner.shrink();
         }
+        self.slow_down(tickets);
         shared.proxy.finish_batch(&self.client);
         if self.private.as_mut().is_some_and(|private| private.flush().is_err()) {
             self.lose_link();
         }
         pause
+    }
+
+    /// Has the next input wait if this batch has written profiles and the journal fills up.
+    fn slow_down(&mut self, tickets_before: u64) {
+        let proxy = &self.shared.proxy;
+        let ledger = proxy.ledger.borrow();
+        let delay = ledger.slowdown();
+        if !delay.is_zero() && ledger.next_ticket() != tickets_before {
+            proxy.metrics.batches_slowed.add(1);
+            self.pause = Some(Box::pin(sleep(delay)));
+        }
     }
 
     /// Runs whole requests until the input ends or something has to come first; returns how many
@@ -360,6 +380,14 @@ impl Connection {
         let identity = tokio::task::spawn_blocking(move || check.run()).await;
         drop(permit);
         self.shared.proxy.verified(&self.client, identity.unwrap_or(None));
+    }
+}
+
+/// Waits for the end of a pause.
+async fn end(pause: &mut Option<Pin<Box<Sleep>>>) {
+    match pause {
+        Some(pause) => pause.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -63,6 +63,8 @@ pub(super) struct Work<'a> {
     pub to: u64,
     pub records: Vec<Record<'a>>,
     pub dead: Vec<DeadLetter<'a>>,
+    /// Keys that are set aside only because they were before, each once.
+    pub held: Vec<&'a [u8]>,
 }
 
 /// The keys whose changes are set aside.
@@ -87,6 +89,14 @@ impl Quarantine {
                 self.0.insert(key.to_vec());
             }
         }
+    }
+
+    /// The keys among these that are set aside because they were before, each once. Somebody may
+    /// have lifted their quarantine meanwhile, which only the database knows.
+    pub(super) fn held<'a>(&self, dead: &[DeadLetter<'a>]) -> Vec<&'a [u8]> {
+        let keys = dead.iter().filter_map(|letter| letter.key);
+        let held: HashSet<_> = keys.filter(|key| self.0.contains(*key)).collect();
+        held.into_iter().collect()
     }
 
     /// Sorts records into what is applied and what is set aside. With `refused`, the first change
@@ -166,6 +176,7 @@ mod tests {
         assert_eq!(quarantine.len(), 1);
         let (records, dead) = quarantine.sort(&items, None);
         assert_eq!((records.len(), dead.len()), (1, 2));
+        assert_eq!(quarantine.held(&dead), [b"user:1"]);
     }
 
     #[test]

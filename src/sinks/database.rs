@@ -22,6 +22,15 @@ pub(super) struct Cursor {
     pub fence: i64,
 }
 
+/// What a database says of one journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The last record that it has.
+    pub sequence: u64,
+    /// The number of the delivery that may go on.
+    pub fence: i64,
+}
+
 /// What one transaction did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Applied {
@@ -100,6 +109,16 @@ impl Database {
         }
     }
 
+    /// How far a journal is delivered, and the number of its latest delivery; none if this
+    /// database has never got anything from it. Changes nothing.
+    ///
+    /// # Errors
+    /// When the database is away, refuses, or has no tables yet.
+    pub async fn position(&self, source: &str) -> Result<Option<Position>, SinkError> {
+        let cursor = self.writer().look(source).await?;
+        Ok(cursor.map(|Cursor { sequence, fence }| Position { sequence, fence }))
+    }
+
     pub(super) fn writer(&self) -> Writer {
         match self {
             Self::Postgres(database) => Writer::Postgres(database.writer()),
@@ -148,6 +167,13 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.rejoin(source, fence).await,
             Self::Sqlite(writer) => writer.rejoin(source, fence).await,
+        }
+    }
+
+    pub(super) async fn look(&mut self, source: &str) -> Result<Option<Cursor>, SinkError> {
+        match self {
+            Self::Postgres(writer) => writer.look(source).await,
+            Self::Sqlite(writer) => writer.look(source).await,
         }
     }
 

@@ -18,6 +18,7 @@ use super::batch::{Item, Quarantine, Work};
 use super::database::{Cursor, Database, Writer};
 use super::error::{DeliveryError, FailureClass, SinkError};
 use super::fold::Record;
+use super::oldest::oldest_change_ms;
 use super::{Config, Status};
 use crate::backoff::Backoff;
 use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
@@ -30,6 +31,8 @@ const DRAIN_FAILURES_MAX: u32 = 6;
 /// A transaction with a flush may take this many times as long as any other.
 const FLUSH_PATIENCE: u32 = 60;
 const DISCARD_PAUSE: Duration = Duration::from_secs(1);
+/// How often an idle delivery looks whether all is as it left it.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
 /// Delivers one journal to one database.
 pub struct Delivery {
@@ -68,12 +71,14 @@ impl Delivery {
     /// recognised by where the journal ended then.
     #[must_use]
     pub fn new(journal: Journal, database: &Database, config: Config) -> Self {
+        let status = Arc::<Status>::default();
+        status.set_replay_until(journal.appended());
         Self {
             opened_at: journal.appended(),
             journal,
             writer: database.writer(),
             label: database.label(),
-            status: Arc::default(),
+            status,
             prepared: false,
             fence: None,
             position: None,
@@ -145,6 +150,10 @@ impl Delivery {
                 // A full journal takes no records before it learns what it can let go of.
                 () = sleep_until(discard_at.unwrap_or(self.discarded)), if discard_at.is_some() => {
                     self.discard(cursor).await;
+                    continue;
+                }
+                () = sleep(LOOK_PAUSE) => {
+                    self.look_again().await?;
                     continue;
                 }
             }
@@ -238,7 +247,15 @@ impl Delivery {
             }
             reader => reader?,
         };
+        if self.fence.is_none() {
+            let journal = self.journal.clone();
+            // Before anything is delivered under this number: see `lost_tail.rs`.
+            if let Err(error) = blocking(move || journal.set_mark(fence.cast_unsigned())).await? {
+                warn!(sink = self.label, %error, "the number of this delivery is not kept");
+            }
+        }
         self.fence = Some(fence);
+        self.show_position(&reader);
         self.position = Some(Position { reader, cursor: sequence });
         self.status.set_delivered(Sequence(sequence));
         self.status.set_joined();
@@ -247,6 +264,54 @@ impl Delivery {
         if sequence >= self.journal.appended().0 {
             self.recovered();
         }
+        Ok(())
+    }
+
+    /// Looks whether all is as this delivery left it: a rival may have taken the cursor, the
+    /// database may have been set back, a person may have lifted a quarantine. Batches find out by
+    /// themselves; this is for the time without any.
+    async fn look_again(&mut self) -> Result<(), DeliveryError> {
+        // Whoever stops this in the middle must not go on with the connection.
+        let Some(position) = self.position.take() else { return Ok(()) };
+        let (source, writer) = (self.journal.source(), &mut self.writer);
+        let is_quarantined = self.quarantine.len() > 0;
+        let look = async {
+            let keys = if is_quarantined { writer.quarantined().await? } else { Vec::new() };
+            Ok::<_, SinkError>((writer.look(source).await?, keys))
+        };
+        let looked = timeout(self.config.timeout, look).await.unwrap_or_else(|_| Err(timed_out()));
+        match looked {
+            Ok((Some(found), keys))
+                if found.sequence == position.cursor && Some(found.fence) == self.fence =>
+            {
+                self.quarantine = Quarantine::load(keys);
+                self.status.set_quarantined_keys(self.quarantine.len());
+                self.position = Some(position);
+                Ok(())
+            }
+            // Joining again tells what to make of it.
+            Ok(_) => {
+                self.writer.disconnect();
+                Ok(())
+            }
+            Err(error) => self.fail(error).await,
+        }
+    }
+
+    /// Says how far the database is, in bytes.
+    fn show_position(&self, reader: &Reader) {
+        let delivered = self.journal.bytes_total().saturating_sub(reader.bytes_ahead());
+        self.status.set_delivered_bytes(delivered);
+    }
+
+    /// Looks for the time of the oldest change that waits, where no batch was read yet that says.
+    async fn show_oldest(&self) -> Result<(), DeliveryError> {
+        let (journal, delivered) = (self.journal.clone(), self.status.delivered());
+        if self.status.oldest_undelivered_at_ms().is_some() || journal.deliverable() <= delivered {
+            return Ok(());
+        }
+        let oldest_ms = blocking(move || oldest_change_ms(&journal, delivered)).await?;
+        self.status.set_oldest_undelivered(oldest_ms);
         Ok(())
     }
 
@@ -285,12 +350,16 @@ impl Delivery {
         let items: Vec<_> =
             batch.iter().map(|(sequence, bytes)| Item::decode(sequence.0, bytes)).collect();
         self.status.set_oldest_undelivered(items.iter().find_map(Item::at_ms));
+        // What comes next is not older than the last of these.
+        let last_ms = items.iter().rev().find_map(Item::at_ms);
         let delivered = self.deliver(&items, &mut cursor).await;
         drop(items);
         self.batch = batch;
         match delivered {
             Ok(()) => {
-                self.status.set_oldest_undelivered(None);
+                self.show_position(&reader);
+                let waits = self.journal.deliverable().0 > cursor;
+                self.status.set_oldest_undelivered(last_ms.filter(|_| waits));
                 self.position = Some(Position { reader, cursor });
                 let next = self.discarded + DISCARD_PAUSE;
                 self.discard_at = Some(next);
@@ -341,6 +410,7 @@ impl Delivery {
             fence: self.fence.unwrap_or_default(),
             from: *cursor,
             to: last.sequence,
+            held: self.quarantine.held(&dead),
             records,
             dead,
         };
@@ -378,8 +448,8 @@ impl Delivery {
     async fn fail(&mut self, error: SinkError) -> Result<(), DeliveryError> {
         self.position = None;
         self.writer.disconnect();
-        if matches!(error, SinkError::CursorMoved) {
-            // The next look at the cursor tells whether this was a lost answer or a rival.
+        if matches!(error, SinkError::CursorMoved | SinkError::QuarantineLifted) {
+            // The next look tells whether this was a lost answer or a rival, and what is set aside.
             return Ok(());
         }
         let class = error.class();
@@ -393,6 +463,7 @@ impl Delivery {
         if self.away.replace(class) != Some(class) {
             warn!(sink = self.label, class = class.label(), %error, "database lost");
         }
+        self.show_oldest().await?;
         let delay = self.backoff.next_delay();
         if self.failures_max.is_some_and(|max| self.backoff.attempts() >= max) {
             return Err(error.into());

@@ -42,7 +42,7 @@ fn representable(bytes: &[u8]) -> Option<&str> {
 }
 
 /// Gives a key or field name its text.
-pub(super) fn name_text(name: &[u8]) -> Cow<'_, str> {
+pub fn name_text(name: &[u8]) -> Cow<'_, str> {
     match representable(name).filter(|text| !text.starts_with(NAME_TAG)) {
         Some(text) => Cow::Borrowed(text),
         None => Cow::Owned(format!("{NAME_TAG}{}", STANDARD.encode(name))),
@@ -53,7 +53,7 @@ pub(super) fn name_text(name: &[u8]) -> Cow<'_, str> {
 ///
 /// # Errors
 /// When the text is tagged and what follows is not base64.
-pub(super) fn name_bytes(text: &str) -> Result<Vec<u8>, EncodingError> {
+pub fn name_bytes(text: &str) -> Result<Vec<u8>, EncodingError> {
     match text.strip_prefix(NAME_TAG) {
         Some(encoded) => STANDARD.decode(encoded).map_err(|_| EncodingError::Base64),
         None => Ok(text.as_bytes().to_vec()),
@@ -109,7 +109,7 @@ impl<'a, I: Iterator<Item = &'a [u8]> + Clone> Serialize for Array<I> {
 }
 
 /// Writes fields as one JSON object; of two fields with one name the database keeps the later.
-pub(super) fn fields_json<'a, I>(fields: I) -> String
+pub fn fields_json<'a, I>(fields: I) -> String
 where
     I: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
 {
@@ -117,7 +117,7 @@ where
 }
 
 /// Writes field names as one JSON array.
-pub(super) fn names_json<'a, I: Iterator<Item = &'a [u8]> + Clone>(names: I) -> String {
+pub fn names_json<'a, I: Iterator<Item = &'a [u8]> + Clone>(names: I) -> String {
     serde_json::to_string(&Array(names)).expect("names are text")
 }
 

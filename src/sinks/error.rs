@@ -55,6 +55,9 @@ pub enum SinkError {
     /// The cursor is not where this delivery left it.
     #[error("the cursor in the database is not where this proxy left it")]
     CursorMoved,
+    /// Keys that were set aside are no longer, so the batch has to be sorted anew.
+    #[error("the quarantine of a key was lifted")]
+    QuarantineLifted,
     /// The tables were made by another version of this program.
     #[error("the tables in the database do not fit this version: {0}")]
     Tables(String),
@@ -69,7 +72,8 @@ impl SinkError {
     pub fn class(&self) -> FailureClass {
         match self {
             Self::Database { class, .. } => *class,
-            Self::Address(_) | Self::Tables(_) | Self::CursorMoved => FailureClass::Refused,
+            Self::Address(_) | Self::Tables(_) => FailureClass::Refused,
+            Self::CursorMoved | Self::QuarantineLifted => FailureClass::Refused,
             Self::Row(_) => FailureClass::Data,
         }
     }
@@ -169,7 +173,8 @@ pub enum DeliveryError {
     /// The database is ahead of the journal.
     #[error(
         "the database has changes up to {cursor}, the journal ends at {appended}: \
-         the journal was set back or lost its tail"
+         the journal was set back or lost its tail; \
+         to go on, move the journal away, which begins a new one"
     )]
     Ahead {
         /// The last sequence in the database.

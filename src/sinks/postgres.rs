@@ -115,7 +115,7 @@ impl Writer {
         self.connection = None;
     }
 
-    async fn connection(&mut self) -> Result<&mut PgConnection, SinkError> {
+    pub(super) async fn connection(&mut self) -> Result<&mut PgConnection, SinkError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
@@ -171,6 +171,12 @@ impl Writer {
         cursor(&query.fetch_one(self.connection().await?).await?)
     }
 
+    /// Reads the cursor without taking it from anybody.
+    pub(super) async fn look(&mut self, source: &str) -> Result<Option<Cursor>, SinkError> {
+        let query = sqlx::query(sql::LOOK).bind(source);
+        query.fetch_optional(self.connection().await?).await?.as_ref().map(cursor).transpose()
+    }
+
     /// The keys that have dead letters.
     pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
         let keys: Vec<String> =
@@ -194,23 +200,22 @@ impl Writer {
             transaction.rollback().await?;
             return Err(SinkError::CursorMoved);
         }
-        let mut folded = Folded::of(&work.records);
-        if folded.deltas.iter().any(Delta::needs_row) {
-            let rows = needed_rows(&mut transaction, &folded.deltas).await?;
-            folded.resolve(&work.records, &rows);
+        // With the cursor comes its lock, so what this finds stands until the commit.
+        if !work.held.is_empty() {
+            let held = work.held.iter().map(|key| name_text(key)).bind_iter();
+            let count: i64 =
+                sqlx::query_scalar(sql::HELD).bind(held).fetch_one(&mut *transaction).await?;
+            if usize::try_from(count) != Ok(work.held.len()) {
+                transaction.rollback().await?;
+                return Err(SinkError::QuarantineLifted);
+            }
         }
-        if let Some((sequence, at_ms)) = folded.flush {
-            flush(&mut transaction, work.source, sequence, at_ms).await?;
-        }
-        if !work.records.is_empty() {
-            insert_history(&mut transaction, work.source, &work.records, &folded).await?;
-            upsert(&mut transaction, work.source, &folded.deltas).await?;
-        }
+        let rows = apply_records(&mut transaction, work.source, &work.records).await?;
         if !work.dead.is_empty() {
             insert_dead_letters(&mut transaction, work.source, &work.dead).await?;
         }
         transaction.commit().await?;
-        Ok(Applied { rows: folded.deltas.len() })
+        Ok(Applied { rows })
     }
 
     /// Makes the partitions of the months that occur and of those that follow.
@@ -251,6 +256,28 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Writes history and state of these changes; returns the number of rows.
+pub(super) async fn apply_records(
+    connection: &mut PgConnection,
+    source: &str,
+    records: &[Record<'_>],
+) -> Result<usize, SinkError> {
+    if records.is_empty() {
+        return Ok(0);
+    }
+    let mut folded = Folded::of(records);
+    if folded.deltas.iter().any(Delta::needs_row) {
+        let rows = needed_rows(connection, &folded.deltas).await?;
+        folded.resolve(records, &rows);
+    }
+    if let Some((sequence, at_ms)) = folded.flush {
+        flush(connection, source, sequence, at_ms).await?;
+    }
+    insert_history(connection, source, records, &folded).await?;
+    upsert(connection, source, &folded.deltas).await?;
+    Ok(folded.deltas.len())
 }
 
 fn cursor(row: &PgRow) -> Result<Cursor, SinkError> {

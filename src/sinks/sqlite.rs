@@ -37,7 +37,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// 32,766 variables.
 const STATEMENT_ROWS: usize = 64;
 
-const BEGIN: &str = "begin immediate";
+pub(super) const BEGIN: &str = "begin immediate";
 
 const TAKE_OVER: &str = "\
     insert into cursors (source, sequence, fence) values (?1, 0, 1) \
@@ -52,6 +52,13 @@ const MOVE_CURSOR: &str =
     "update cursors set sequence = ?4 where source = ?1 and fence = ?2 and sequence = ?3";
 
 const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
+
+const LOOK: &str = "select sequence, fence from cursors where source = ?1";
+
+/// How many of these keys have dead letters.
+const HELD: &str = "\
+    select count(*) from json_each(?1) as held \
+    where exists (select 1 from dead_letters d where d.key = held.value)";
 
 const ROWS: &str = "\
     select p.key, p.fields, p.expires_at, p.deleted_at is not null \
@@ -168,7 +175,7 @@ impl Writer {
         self.connection = None;
     }
 
-    async fn connection(&mut self) -> Result<&mut SqliteConnection, SinkError> {
+    pub(super) async fn connection(&mut self) -> Result<&mut SqliteConnection, SinkError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
@@ -207,6 +214,12 @@ impl Writer {
         cursor(&query.fetch_one(self.connection().await?).await?)
     }
 
+    /// Reads the cursor without taking it from anybody.
+    pub(super) async fn look(&mut self, source: &str) -> Result<Option<Cursor>, SinkError> {
+        let query = sqlx::query(LOOK).bind(source);
+        query.fetch_optional(self.connection().await?).await?.as_ref().map(cursor).transpose()
+    }
+
     /// The keys that have dead letters.
     pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
         let keys: Vec<String> =
@@ -229,25 +242,45 @@ impl Writer {
             transaction.rollback().await?;
             return Err(SinkError::CursorMoved);
         }
-        let mut folded = Folded::of(&work.records);
-        if !work.records.is_empty() {
-            let rows = rows(&mut transaction, &folded.deltas).await?;
-            folded.resolve(&work.records, &rows);
-            if let Some((sequence, at_ms)) = folded.flush {
-                sqlx::query(FLUSH)
-                    .bind(work.source)
-                    .bind(sequence.cast_signed())
-                    .bind(stored_ms(at_ms))
-                    .execute(&mut *transaction)
-                    .await?;
+        if !work.held.is_empty() {
+            let held = names_json(work.held.iter().copied());
+            let count: i64 =
+                sqlx::query_scalar(HELD).bind(held).fetch_one(&mut *transaction).await?;
+            if usize::try_from(count) != Ok(work.held.len()) {
+                transaction.rollback().await?;
+                return Err(SinkError::QuarantineLifted);
             }
-            insert_history(&mut transaction, work.source, &work.records, &folded).await?;
-            upsert(&mut transaction, work.source, &folded.deltas, rows).await?;
         }
+        let rows = apply_records(&mut transaction, work.source, &work.records).await?;
         insert_dead_letters(&mut transaction, work.source, &work.dead).await?;
         transaction.commit().await?;
-        Ok(Applied { rows: folded.deltas.len() })
+        Ok(Applied { rows })
     }
+}
+
+/// Writes history and state of these changes; returns the number of rows.
+pub(super) async fn apply_records(
+    connection: &mut SqliteConnection,
+    source: &str,
+    records: &[Record<'_>],
+) -> Result<usize, SinkError> {
+    if records.is_empty() {
+        return Ok(0);
+    }
+    let mut folded = Folded::of(records);
+    let rows = rows(connection, &folded.deltas).await?;
+    folded.resolve(records, &rows);
+    if let Some((sequence, at_ms)) = folded.flush {
+        sqlx::query(FLUSH)
+            .bind(source)
+            .bind(sequence.cast_signed())
+            .bind(stored_ms(at_ms))
+            .execute(&mut *connection)
+            .await?;
+    }
+    insert_history(connection, source, records, &folded).await?;
+    upsert(connection, source, &folded.deltas, rows).await?;
+    Ok(folded.deltas.len())
 }
 
 /// SQLite counts in signed numbers; a time beyond them is as good as never.

@@ -46,6 +46,13 @@ pub(super) const MOVE_CURSOR: &str = "\
 
 pub(super) const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
 
+pub(super) const LOOK: &str = "select sequence, fence from cursors where source = $1";
+
+/// How many of these keys have dead letters.
+pub(super) const HELD: &str = "\
+    select count(*) from unnest($1::text[]) as held (key) \
+    where exists (select from dead_letters d where d.key = held.key)";
+
 pub(super) const INSERT_DEAD_LETTERS: &str = "\
     insert into dead_letters (source, sequence, key, error, record, at) \
     select $1, sequence, key, error, record, $6 \

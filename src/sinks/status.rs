@@ -18,6 +18,8 @@ const NO_FAILURE: u8 = u8::MAX;
 #[derive(Debug)]
 pub struct Status {
     delivered: watch::Sender<Sequence>,
+    delivered_bytes: AtomicU64,
+    replay_until: AtomicU64,
     batches: AtomicU64,
     changes: AtomicU64,
     rows: AtomicU64,
@@ -35,6 +37,8 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             delivered: watch::Sender::new(Sequence(0)),
+            delivered_bytes: AtomicU64::new(0),
+            replay_until: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             rows: AtomicU64::new(0),
@@ -61,6 +65,19 @@ impl Status {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Sequence> {
         self.delivered.subscribe()
+    }
+
+    /// Bytes of the journal that the database has, counted as `Journal::bytes_total` counts them;
+    /// 0 while that is not known.
+    #[must_use]
+    pub fn delivered_bytes(&self) -> u64 {
+        self.delivered_bytes.load(Relaxed)
+    }
+
+    /// The last record that an earlier run has left.
+    #[must_use]
+    pub fn replay_until(&self) -> Sequence {
+        Sequence(self.replay_until.load(Relaxed))
     }
 
     /// Transactions committed since the start.
@@ -135,6 +152,14 @@ impl Status {
 
     pub(super) fn set_delivered(&self, sequence: Sequence) {
         self.delivered.send_replace(sequence);
+    }
+
+    pub(super) fn set_delivered_bytes(&self, bytes: u64) {
+        self.delivered_bytes.store(bytes, Relaxed);
+    }
+
+    pub(super) fn set_replay_until(&self, sequence: Sequence) {
+        self.replay_until.store(sequence.0, Relaxed);
     }
 
     pub(super) fn count_batch(&self, changes: usize, rows: usize, dead_letters: usize) {

@@ -1,5 +1,8 @@
 //! The admin port: probes and metrics.
 
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+
 use crate::support::client::Reply;
 use crate::support::proxy::Proxy;
 use crate::support::setup::{Setup, on_both_setups};
@@ -71,4 +74,32 @@ fn wait_for_check(setup: &Setup, status: u16, line: &str) {
         let (got, body) = setup.proxy.http("/readyz?verbose");
         (got == status && body.contains(line)).then_some(())
     });
+}
+
+#[test]
+fn a_proxy_that_still_replays_its_journal_is_alive_and_not_ready() {
+    let mut setup = Setup::embedded_with(Proxy::options().allows_log("database"));
+    let file = setup.proxy.data_folder().join("profiles.db");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut writer = runtime.block_on(async {
+        let options = SqliteConnectOptions::new().filename(file);
+        let mut writer = options.connect().await.unwrap();
+        sqlx::query("begin immediate").execute(&mut writer).await.unwrap();
+        writer
+    });
+    let mut client = setup.proxy.client();
+    for number in 0..10 {
+        client.command(&["HSET", "user:EMP001", "note", &number.to_string()]);
+    }
+    setup.proxy.restart_unready();
+    crate::support::wait_until("the replay", std::time::Duration::from_secs(20), || {
+        let (status, body) = setup.proxy.try_http("/readyz")?;
+        (status == 503 && body.contains("records go to the database first")).then_some(())
+    });
+    assert_eq!(setup.proxy.http("/livez").0, 200);
+    assert!(setup.proxy.metrics().sum("profile_proxy_replay_waiting_records", &[]) >= 10.0);
+    runtime.block_on(sqlx::query("rollback").execute(&mut writer)).unwrap();
+    wait_for_check(&setup, 200, "[+]database");
+    assert!(setup.proxy.metrics().sum("profile_proxy_replay_waiting_records", &[]) < 0.5);
+    setup.wait_for_history(10);
 }

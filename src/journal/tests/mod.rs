@@ -18,7 +18,12 @@ mod faulty;
 
 /// A configuration with segments as small as that; the quota is far away.
 fn small(sync: SyncMode, segment_bytes_max: u64) -> Config {
-    Config { sync, segment_bytes_max: ByteSize::b(segment_bytes_max), bytes_max: ByteSize::mib(64) }
+    Config {
+        sync,
+        segment_bytes_max: ByteSize::b(segment_bytes_max),
+        bytes_max: ByteSize::mib(64),
+        ..Config::default()
+    }
 }
 
 /// Opens on a disk that only pretends to sync, which is much faster.

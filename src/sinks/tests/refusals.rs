@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::model::Write;
 use super::support::{Log, Target, batches_of};
-use crate::sinks::FailureClass;
+use crate::sinks::{DeadLetters, FailureClass, Retried};
 
 /// Makes the database refuse a state that holds the value `poison`.
 pub(super) async fn refuse_poison(target: &Target) {
@@ -15,6 +15,16 @@ pub(super) async fn refuse_poison(target: &Target) {
         } else {
             "create trigger no_poison before insert on profiles \
              when new.fields ->> 'a' = 'poison' begin select raise(abort, 'refused'); end"
+        })
+        .await;
+}
+
+async fn accept_poison(target: &Target) {
+    target
+        .run(if target.is_postgres() {
+            "alter table profiles drop constraint no_poison"
+        } else {
+            "drop trigger no_poison"
         })
         .await;
 }
@@ -81,6 +91,17 @@ async fn a_flush_removes_profiles_that_are_set_aside_and_ends_nothing_else() {
         assert_eq!(dead_sequences(&target).await, [2, 5]);
         let flushes = "history where kind = '*' and key = '*' and sequence = 4";
         assert_eq!(target.count(flushes).await, 1);
+        // What is tried again from before the flush does not outlive it.
+        log.append(&[Write::set("user:3", 6, "a", "poison").record()]);
+        log.deliver(&target, 10).await;
+        log.append(&[Write::flush(7).record()]);
+        log.deliver(&target, 10).await;
+        accept_poison(&target).await;
+        let mut letters = DeadLetters::of(&target.database(&[]));
+        assert!(matches!(letters.retry(b"user:3").await.unwrap(), Retried::Applied(1)));
+        assert_eq!(target.count(live).await, 0, "{}", target.url);
+        let changes = "history where key = 'user:3'";
+        assert_eq!(target.count(changes).await, 1);
     }
 }
 

@@ -115,6 +115,24 @@ impl Postgres {
         panic!("the killed postgres did not let go of its files");
     }
 
+    /// Stops the server and keeps a copy of its files, as a replica that hears nothing more; then
+    /// goes on.
+    pub(crate) fn keep_state(&mut self) {
+        self.process.kill();
+        let kept = self.folder.path().join("kept");
+        run(Command::new("cp").arg("-a").arg(self.folder.path().join("data")).arg(kept));
+        self.restart();
+    }
+
+    /// Replaces the server by the one of [`Postgres::keep_state`], as a fail-over does.
+    pub(crate) fn go_back_to_kept_state(&mut self) {
+        self.process.kill();
+        let data = self.folder.path().join("data");
+        fs::remove_dir_all(&data).expect("the files of the server");
+        fs::rename(self.folder.path().join("kept"), data).expect("the kept files");
+        self.restart();
+    }
+
     fn wait_until_ready(&mut self) -> Result<(), String> {
         let log = self.folder.path().join("postgres.log");
         wait_until("postgres to answer", START_BOUND, || {

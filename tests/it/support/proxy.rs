@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -32,6 +32,7 @@ pub(crate) struct ProxyOptions {
     expected_logs: Vec<String>,
     allowed_logs: Vec<String>,
     file_bytes_max: Option<u64>,
+    data_folder: Option<PathBuf>,
 }
 
 impl ProxyOptions {
@@ -75,6 +76,28 @@ impl ProxyOptions {
     pub(crate) fn file_bytes_max(mut self, bytes: u64) -> Self {
         self.file_bytes_max = Some(bytes);
         self
+    }
+
+    /// A data folder that is not the proxy's own, for two that share one.
+    pub(crate) fn data_folder(mut self, folder: PathBuf) -> Self {
+        self.data_folder = Some(folder);
+        self
+    }
+
+    /// Starts the proxy and expects that it ends at once by itself; returns what it said.
+    #[track_caller]
+    pub(crate) fn fails_to_start(self) -> String {
+        let folder = tempfile::Builder::new().prefix("proxy-").tempdir().expect("temp folder");
+        let mut proxy = Proxy {
+            options: self,
+            process: None,
+            listen: free_port(),
+            admin: free_port(),
+            logs: Logs::default(),
+            readers: Vec::new(),
+            folder,
+        };
+        proxy.try_launch().expect_err("a proxy that does not start")
     }
 
     /// Starts the proxy and waits until it is ready.
@@ -176,7 +199,8 @@ impl Proxy {
 
     /// The folder with the journal and, by default, the SQLite file.
     pub(crate) fn data_folder(&self) -> PathBuf {
-        self.folder.path().join("data")
+        let own = || self.folder.path().join("data");
+        self.options.data_folder.clone().unwrap_or_else(own)
     }
 
     /// Everything that the proxy wrote to stdout and stderr so far, without colours.
@@ -191,6 +215,11 @@ impl Proxy {
             Ok(answer) => answer,
             Err(error) => panic!("GET {path} on the admin port: {error}"),
         }
+    }
+
+    /// GET on the admin port, which may not be there yet.
+    pub(crate) fn try_http(&self, path: &str) -> Option<(u16, String)> {
+        http_get(self.admin, path).ok()
     }
 
     /// The metrics, checked for their form.
@@ -256,6 +285,11 @@ impl Proxy {
     }
 
     fn try_launch(&mut self) -> Result<(), String> {
+        self.spawn()?;
+        self.wait_until_ready()
+    }
+
+    fn spawn(&mut self) -> Result<(), String> {
         let mut process = Process::spawn(&mut self.command_line(), "TERM")
             .map_err(|error| format!("the proxy does not start: {error}"))?;
         let stdout = process.child().stdout.take().expect("a captured stdout");
@@ -263,7 +297,7 @@ impl Proxy {
         self.readers.push(read_lines(stdout, Arc::clone(&self.logs)));
         self.readers.push(read_lines(stderr, Arc::clone(&self.logs)));
         self.process = Some(process);
-        self.wait_until_ready()
+        Ok(())
     }
 
     fn command_line(&self) -> Command {
@@ -305,6 +339,20 @@ impl Proxy {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Runs a subcommand with the configuration of this proxy, beside it or after it.
+    #[track_caller]
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
+        let mut command = self.command_line();
+        command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
+    }
+
+    /// Starts it again without waiting until it is ready.
+    #[track_caller]
+    pub(crate) fn restart_unready(&mut self) {
+        self.kill_9();
+        self.spawn().expect("the proxy starts");
     }
 
     /// Waits for /readyz; an early end is an error with the whole log.

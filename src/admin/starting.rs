@@ -1,0 +1,74 @@
+//! The port for operators while the proxy starts: it says how far, and that it is not ready.
+//!
+//! Reading a long journal and bringing the embedded store back take time, and an orchestrator
+//! that gets no answer meanwhile would end the process. Has the paths of the running port.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{expose_build, expose_replay};
+use crate::{journal::Journal, metrics::Exposition, sinks::Status};
+
+/// What there is to show of a start.
+#[derive(Default)]
+pub struct Starting {
+    replay: OnceLock<(Journal, Arc<Status>)>,
+}
+
+impl Starting {
+    /// Says that the journal is open, and that what it holds goes to the database now.
+    pub fn replays(&self, journal: Journal, sink: Arc<Status>) {
+        // Only the first word counts, and there is one.
+        let _ = self.replay.set((journal, sink));
+    }
+
+    fn says(&self) -> String {
+        match self.replay.get() {
+            None => "[-]replay failed: the journal is being read\n".to_owned(),
+            Some((journal, sink)) => {
+                let left = super::replay_left(journal, sink);
+                format!("[-]replay failed: {left} records go to the database first\n")
+            }
+        }
+    }
+}
+
+/// Serves the port until cancelled.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_starting(
+    listener: TcpListener,
+    starting: Arc<Starting>,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/healthz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(starting);
+    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+}
+
+async fn ready(State(starting): State<Arc<Starting>>) -> impl IntoResponse {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{}not ready\n", starting.says()))
+}
+
+async fn metrics(State(starting): State<Arc<Starting>>) -> impl IntoResponse {
+    let mut text = Exposition::default();
+    expose_build(&mut text);
+    if let Some((journal, sink)) = starting.replay.get() {
+        expose_replay(&mut text, journal, sink);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.finish())
+}

@@ -1,0 +1,23 @@
+//! How old the oldest change is that waits for the database, where no batch was read yet that says.
+//!
+//! Reads the journal and nothing else; blocks for the file system.
+
+use super::batch::Item;
+use crate::journal::{Batch, Journal, Sequence};
+
+/// How much is read at a time in search of the oldest change.
+const LOOK_RECORDS: usize = 256;
+const LOOK_BYTES: usize = 1 << 20;
+
+/// When the first change behind `delivered` was made, as far as a first look tells.
+pub(super) fn oldest_change_ms(journal: &Journal, delivered: Sequence) -> Option<u64> {
+    let mut reader = journal.reader(delivered.next().max(journal.first())).ok()?;
+    let mut batch = Batch::new();
+    while reader.read(&mut batch, LOOK_RECORDS, LOOK_BYTES).ok()? > 0 {
+        let mut items = batch.iter().map(|(sequence, bytes)| Item::decode(sequence.0, bytes));
+        if let Some(at_ms) = items.find_map(|item| item.at_ms()) {
+            return Some(at_ms);
+        }
+    }
+    None
+}

@@ -1,0 +1,208 @@
+//! The subcommands for people: dead letters and the journal, beside a running proxy or without.
+//!
+//! They change nothing but what they are asked to, take no lock that a proxy holds for long, and
+//! never make tables. Output goes to stdout, faults and progress to stderr.
+
+mod dead_letters;
+mod journal;
+mod record;
+
+use std::{io, path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    config::{Config, DatabaseAddress},
+    journal::JournalError,
+    sinks::{Database, SinkError},
+};
+
+/// How often a progress bar is drawn, per second.
+const DRAWN_PER_SECOND: u8 = 10;
+
+/// What is done about records that the database has refused.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum DeadLetterTool {
+    /// Show the records that were set aside, oldest first
+    List {
+        /// Only those of this key
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// Show the values of the fields, too
+        #[arg(long)]
+        show_values: bool,
+    },
+    /// Apply the records of a key in order, all or none of them; safe beside a running proxy
+    Retry(LetterChoice),
+    /// Delete records for good: row and history miss these changes from then on
+    ///
+    /// With the last record of a key its quarantine ends, and what is written next is applied to
+    /// a row without the changes that were dropped.
+    Drop(LetterChoice),
+}
+
+/// Chooses dead letters: exactly one of the three.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[group(required = true, multiple = false)]
+pub struct LetterChoice {
+    /// Those of this key
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// The one with this number; 'retry' takes all of its key along, because order counts
+    #[arg(long, value_name = "N")]
+    sequence: Option<u64>,
+    /// All
+    #[arg(long)]
+    all: bool,
+}
+
+/// What is done with the files of the journal, without its lock and without changing them.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum JournalTool {
+    /// Show segments, records by type, damage with its place, and how far the database is
+    Inspect(RecordChoice),
+    /// Print one line of JSON for each record, values included
+    Export(RecordChoice),
+}
+
+/// Chooses records of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RecordChoice {
+    /// From this number on
+    #[arg(long, value_name = "SEQ", default_value_t = 0, hide_default_value = true)]
+    from: u64,
+    /// Only changes and intents of this key
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Answer in JSON (an export always does)
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a tool could not do what it was asked to.
+#[derive(Debug, Error)]
+pub enum ToolError {
+    /// The database file is not there.
+    #[error("there is no database at {0}; has a proxy run with this configuration?")]
+    NoDatabase(PathBuf),
+    /// There are no segments.
+    #[error("there is no journal in {0}; has a proxy run with this configuration?")]
+    NoJournal(PathBuf),
+    /// No dead letter fits.
+    #[error("there is no such dead letter")]
+    NoLetter,
+    /// Several journals have a dead letter of this number.
+    #[error("several journals have a dead letter with this number; choose by --key")]
+    Ambiguous,
+    /// A record was not understood when it was set aside.
+    #[error(
+        "its key was unknown when it was set aside, so later changes of the key may be in the \
+         row already; it can only be dropped"
+    )]
+    Keyless,
+    /// A key from the command line is tagged as base64 and is not.
+    #[error("the key begins with '$base64:' and goes on with what is not base64")]
+    Key,
+    /// The database.
+    #[error("{0}; is this the database of the proxy, and has it delivered to it?")]
+    Database(#[from] SinkError),
+    /// The journal.
+    #[error("{0}")]
+    Journal(#[from] JournalError),
+    /// Standard output, or the runtime.
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+/// Whether everything is as it should be; if not, the exit code says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is.
+    Fine,
+    /// It is not: damage was found, or a record is still refused.
+    Wanting,
+}
+
+/// Runs a tool for dead letters.
+///
+/// # Errors
+/// When the database cannot be reached or no letter fits.
+pub fn run_dead_letters(config: &Config, tool: &DeadLetterTool) -> Result<Verdict, ToolError> {
+    let runtime = new_runtime()?;
+    let inside = runtime.enter();
+    let database = open_database(config)?;
+    drop(inside);
+    let mut out = io::stdout().lock();
+    runtime.block_on(dead_letters::run(&database, tool, &mut out))
+}
+
+/// Runs a tool for the journal.
+///
+/// # Errors
+/// When there is no journal or its files cannot be read; damage is no error but found.
+pub fn run_journal(config: &Config, tool: &JournalTool) -> Result<Verdict, ToolError> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let outcome = match tool {
+        JournalTool::Inspect(choice) => journal::inspect(config, choice, &mut out),
+        JournalTool::Export(choice) => journal::export(config, choice, &mut out),
+    };
+    match outcome {
+        // Whoever reads the output has seen enough.
+        Err(ToolError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(Verdict::Fine)
+        }
+        outcome => outcome,
+    }
+}
+
+fn new_runtime() -> Result<Runtime, ToolError> {
+    Ok(Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Opens the database, which has to be there: looking must not make an empty one.
+fn open_database(config: &Config) -> Result<Database, ToolError> {
+    let url = match &config.database {
+        DatabaseAddress::Sqlite(path) if !path.exists() => {
+            return Err(ToolError::NoDatabase(path.clone()));
+        }
+        DatabaseAddress::Sqlite(path) => format!("sqlite://{}", path.display()),
+        DatabaseAddress::Postgres(url) => url.expose().to_owned(),
+    };
+    Ok(Database::open(&url, &[], &config.sink)?)
+}
+
+/// A progress bar on stderr, if that is a terminal.
+fn progress(total: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(
+        Some(total),
+        ProgressDrawTarget::stderr_with_hz(DRAWN_PER_SECOND),
+    );
+    let template = match unit {
+        "bytes" => "{bar:40} {bytes} of {total_bytes}, {eta} left",
+        _ => "{bar:40} {pos} of {len}, {eta} left",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// A text from a profile, safe to print on a terminal.
+fn shown(text: &str) -> String {
+    let safe = |letter: char| match letter.is_control() {
+        true => letter.escape_default().to_string(),
+        false => letter.to_string(),
+    };
+    text.chars().map(safe).collect()
+}
+
+/// A time as people and databases write it.
+fn shown_time(at_ms: u64) -> String {
+    // Later than the year 9999 the formatter gives up.
+    const LAST_MS: u64 = 253_402_300_799_999;
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(at_ms.min(LAST_MS));
+    humantime::format_rfc3339_millis(at).to_string()
+}
