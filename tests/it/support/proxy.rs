@@ -247,7 +247,29 @@ impl Proxy {
         }
     }
 
+    /// Starts it again on the same ports and data folder and waits for nothing.
+    #[track_caller]
+    pub(crate) fn launch(&mut self) {
+        self.kill_9();
+        if let Err(why) = self.try_spawn() {
+            panic!("{why}");
+        }
+    }
+
+    /// Waits until it is ready, after a [`Self::launch`].
+    #[track_caller]
+    pub(crate) fn await_ready(&mut self) {
+        if let Err(why) = self.wait_until_ready() {
+            panic!("{why}");
+        }
+    }
+
     fn try_launch(&mut self) -> Result<(), String> {
+        self.try_spawn()?;
+        self.wait_until_ready()
+    }
+
+    fn try_spawn(&mut self) -> Result<(), String> {
         let mut process = Process::spawn(&mut self.command_line(), "TERM")
             .map_err(|error| format!("the proxy does not start: {error}"))?;
         let stdout = process.child().stdout.take().expect("a captured stdout");
@@ -255,7 +277,7 @@ impl Proxy {
         self.readers.push(read_lines(stdout, Arc::clone(&self.logs)));
         self.readers.push(read_lines(stderr, Arc::clone(&self.logs)));
         self.process = Some(process);
-        self.wait_until_ready()
+        Ok(())
     }
 
     fn command_line(&self) -> Command {
