@@ -61,6 +61,7 @@ fn check_key(evidence: &Evidence, key: &str) -> Result<(), Vec<Violation>> {
     let placed: Vec<Placed> = place_observations(&replay, &operations);
     let mut violations: Vec<Violation> =
         placed.into_iter().flat_map(|(at_us, what)| at(at_us, what)).collect();
+    violations.extend(replay.check_samples(evidence, key).into_iter().flat_map(|(t, w)| at(t, w)));
     if let Err(what) = replay.assert_end(evidence, key) {
         violations.extend(at(evidence.ended_ms * 1000, what));
     }
@@ -158,6 +159,27 @@ impl Replay<'_> {
             self.states.push(after);
         }
         Ok(())
+    }
+
+    /// Each row that the database has ever shown is what the history leads to up to it.
+    fn check_samples(&self, evidence: &Evidence, key: &str) -> Option<(u64, String)> {
+        let places: BTreeMap<u64, usize> =
+            self.rows.iter().enumerate().map(|(place, (row, _))| (row.sequence, place)).collect();
+        evidence.samples.iter().filter(|sample| sample.key == key).find_map(|sample| {
+            let place = places.get(&sample.sequence).copied();
+            let states = place.map_or(&[][..], |place| &self.states[place + 1]);
+            if states.contains(&sample.state) {
+                return None;
+            }
+            let expected: Vec<String> = states.iter().map(shown_state).collect();
+            let what = format!(
+                "the database has shown {} as of row {}, where the history leads to {}",
+                shown_state(&sample.state),
+                sample.sequence,
+                expected.join(" or ")
+            );
+            Some((place.map_or(0, |place| self.rows[place].0.at_ms * 1000), what))
+        })
     }
 
     /// All places hold the same, and it is what the history leads to.

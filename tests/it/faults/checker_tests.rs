@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::checker::check;
-use super::story::{Action, Answer, Evidence, Fields, Operation, Outcome, Profile, Row};
+use super::story::{Action, Answer, Evidence, Fields, Operation, Outcome, Profile, Row, Sample};
 
 const KEY: &str = "user:1";
 
@@ -353,4 +353,21 @@ fn places_that_differ_are_found() {
     tale.end(&[("a", "1")]);
     tale.evidence.places[1].1.clear();
     tale.is_bad("the places differ");
+}
+
+#[test]
+fn a_database_that_was_wrong_for_a_moment_is_found() {
+    let sampled = |sequence: u64, seen: &[(&str, &str)]| {
+        let mut tale = Tale::default();
+        tale.set("x", "a", "1", 1);
+        tale.set("x", "a", "2", 0);
+        tale.end(&[("a", "2")]);
+        let state = Some(Profile { fields: fields(seen), expires_ms: None });
+        tale.evidence.samples.push(Sample { key: KEY.to_owned(), sequence, state });
+        tale
+    };
+    sampled(1, &[("a", "1")]).is_good();
+    sampled(2, &[("a", "2")]).is_good();
+    sampled(1, &[("a", "2")]).is_bad("the database has shown");
+    sampled(3, &[("a", "2")]).is_bad("the database has shown");
 }

@@ -114,7 +114,7 @@ impl LoadClient {
                 continue;
             };
             while !self.is_over() && self.turn(&mut client).is_some() {
-                thread::sleep(Duration::from_micros(200 + self.random.below(2500)));
+                thread::sleep(Duration::from_micros(100 + self.random.below(1500)));
             }
         }
         self.diary
@@ -148,7 +148,7 @@ impl LoadClient {
         }
         let count = match self.random.below(10) {
             0..5 => 1,
-            5..8 => 2 + self.random.below(5),
+            5..8 => 2 + self.random.below(8),
             _ => {
                 let keys = (0..1 + self.random.below(4)).map(|_| self.key()).collect();
                 return self.transaction(client, keys);

@@ -23,14 +23,14 @@ mod story;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use load::{Diary, LoadClient, Running, Shared};
 use report::Report;
 use rig::{CLIENTS, Rig};
 use schedule::{Persistence, Schedule};
-use story::Evidence;
+use story::{Evidence, Sample};
 
 use crate::support::postgres::Postgres;
 use crate::support::wait_until;
@@ -40,6 +40,7 @@ const SHORT_MS: (u64, u64) = (2500, 3500);
 const LONG_MS: (u64, u64) = (3000, 6000);
 /// Longer than the longest of the short expiries.
 const EXPIRIES_OVER: Duration = Duration::from_millis(350);
+const SAMPLE_PAUSE: Duration = Duration::from_millis(40);
 const HEAL_BOUND: Duration = Duration::from_secs(20);
 
 /// Few schedules, or as many as the environment asks for.
@@ -100,6 +101,7 @@ fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
     let clients: Vec<Running> = (0..CLIENTS)
         .map(|name| LoadClient::spawn(Arc::clone(&shared), name, schedule.seed))
         .collect();
+    let sampler = spawn_sampler(rig.url(), Arc::clone(&shared));
     let start = Instant::now();
     for (at_ms, deed) in &schedule.deeds {
         thread::sleep(Duration::from_millis(*at_ms).saturating_sub(start.elapsed()));
@@ -117,12 +119,25 @@ fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
     let diaries: Vec<Diary> = clients.into_iter().map(Running::join).collect();
     let mut faults: Vec<String> = diaries.iter().flat_map(|diary| diary.faults.clone()).collect();
     faults.extend(rig.drain().err());
+    let samples = sampler.join().expect("rows that can be read");
     thread::sleep(EXPIRIES_OVER);
     let operations: Vec<_> = diaries.into_iter().flat_map(|diary| diary.operations).collect();
     let keys: BTreeSet<String> = operations.iter().map(|operation| operation.key.clone()).collect();
     let ended_ms = shared.now_us() / 1000;
-    let evidence =
-        Evidence { operations, rows: rig.history(), places: rig.places(&keys), ended_ms };
+    let (rows, places) = (rig.history(), rig.places(&keys));
+    let evidence = Evidence { operations, rows, samples, places, ended_ms };
     let log = rig.clear();
     Report::of(schedule.seed, evidence, faults, log)
+}
+
+/// Looks at the table of profiles now and then, as long as clients work.
+fn spawn_sampler(url: String, shared: Arc<Shared>) -> JoinHandle<Vec<Sample>> {
+    thread::spawn(move || {
+        let mut samples = Vec::new();
+        while !shared.stop.load(Ordering::Relaxed) {
+            samples.extend(rig::sample(&url).unwrap_or_default());
+            thread::sleep(SAMPLE_PAUSE);
+        }
+        samples
+    })
 }

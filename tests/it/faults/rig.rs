@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::load::{CONNECTIONS_MAX, PASSWORD, Shared};
 use super::relay::Relay;
 use super::schedule::{Deed, Persistence, Schedule};
-use super::story::{Fields, Profile, Row};
+use super::story::{Fields, Profile, Row, Sample};
 use crate::support::client::{Client, Reply};
 use crate::support::database::Rows;
 use crate::support::postgres::{Postgres, try_query_at};
@@ -21,7 +21,7 @@ use crate::support::setup::fields_from_json;
 use crate::support::wait_until;
 
 /// Clients of a schedule.
-pub(super) const CLIENTS: u64 = 5;
+pub(super) const CLIENTS: u64 = 6;
 const READER: &str = "reader";
 const DRAIN_BOUND: Duration = Duration::from_secs(40);
 
@@ -201,14 +201,9 @@ impl<'a> Rig<'a> {
         let proxy = keys.iter().filter_map(|key| look(&mut through, key)).collect();
         let mut direct = self.redis.client();
         let redis = keys.iter().filter_map(|key| look(&mut direct, key)).collect();
-        let sql = "select key, fields, round(extract(epoch from expires_at) * 1000)::bigint \
-                   from profiles where deleted_at is null";
-        let database = self.query(sql).expect("the profiles").into_iter().map(|row| {
-            let [key, fields, expires] = <[_; 3]>::try_from(row).expect("three columns");
-            let fields = text_fields(&fields.expect("fields"));
-            (key.expect("a key"), Profile { fields, expires_ms: expires.map(number) })
-        });
-        vec![("proxy", proxy), ("Redis", redis), ("database", database.collect())]
+        let database = sample(&self.url()).expect("the profiles").into_iter();
+        let database = database.filter_map(|row| Some((row.key, row.state?))).collect();
+        vec![("proxy", proxy), ("Redis", redis), ("database", database)]
     }
 
     /// Removes the database of this schedule.
@@ -220,7 +215,8 @@ impl<'a> Rig<'a> {
         log
     }
 
-    fn url(&self) -> String {
+    /// The schedule's database, past the relay.
+    pub(super) fn url(&self) -> String {
         format!(
             "postgres://postgres@{}/{}?options=-csearch_path%3Dprofile_proxy",
             self.postgres.address(),
@@ -231,6 +227,24 @@ impl<'a> Rig<'a> {
     fn query(&self, sql: &str) -> Result<Rows, sqlx::Error> {
         try_query_at(&self.url(), sql)
     }
+}
+
+/// The table of profiles as it is now.
+///
+/// # Errors
+/// The database is away.
+pub(super) fn sample(url: &str) -> Result<Vec<Sample>, sqlx::Error> {
+    let sql = "select key, sequence, fields, deleted_at is not null, \
+               round(extract(epoch from expires_at) * 1000)::bigint from profiles";
+    let samples = try_query_at(url, sql)?.into_iter().map(|row| {
+        let [key, sequence, fields, deleted, expires] =
+            <[_; 5]>::try_from(row).expect("five columns");
+        let fields = text_fields(&fields.expect("fields"));
+        let profile = Profile { fields, expires_ms: expires.map(number) };
+        let state = (deleted.as_deref() == Some("f")).then_some(profile);
+        Sample { key: key.expect("a key"), sequence: number(sequence.expect("a number")), state }
+    });
+    Ok(samples.collect())
 }
 
 fn config(schedule: &Schedule) -> String {

@@ -77,7 +77,7 @@ impl Schedule {
             length_ms,
             deeds: Vec::new(),
         };
-        for _ in 0..3 + random.below(5) {
+        for _ in 0..4 + random.below(6) {
             let at_ms = 150 + random.below(length_ms.saturating_sub(600));
             schedule.add_fault(at_ms, &mut random);
         }

@@ -91,12 +91,24 @@ pub(super) struct Row {
     pub(super) persisted: bool,
 }
 
+/// A row of the table of profiles, seen at some moment.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    pub(super) key: String,
+    /// Of the last change that is in it.
+    pub(super) sequence: u64,
+    /// Whatever the clock says of its expiry.
+    pub(super) state: State,
+}
+
 /// Everything that a checker gets to see of one schedule.
 #[derive(Default)]
 pub(super) struct Evidence {
     pub(super) operations: Vec<Operation>,
     /// In the order of the journal.
     pub(super) rows: Vec<Row>,
+    /// The table of profiles at moments while everything ran.
+    pub(super) samples: Vec<Sample>,
     /// What each place holds at the end, absent profiles left out: its name, then key and profile.
     pub(super) places: Vec<(&'static str, BTreeMap<String, Profile>)>,
     pub(super) ended_ms: u64,
