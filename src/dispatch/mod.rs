@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod clients;
 mod error;
+mod expiries;
 mod forward;
 mod ledger;
 mod local;

@@ -9,6 +9,8 @@
 
 use std::{hash::BuildHasher, time::Duration};
 
+use super::expiries::Expiries;
+
 /// The mark of a policy expiry: its remainder by the unit.
 const MARK_MS: u64 = 1;
 const UNIT_MS_MAX: u64 = 10_000;
@@ -43,11 +45,14 @@ pub(super) struct Retention {
     hasher: foldhash::quality::RandomState,
     /// Direct-mapped by the hash of the key; holds the hash of key and tick.
     applied: Vec<u64>,
+    /// The expiries that are there, whoever has set them.
+    pub(super) known: Expiries,
 }
 
 impl Retention {
     pub(super) fn new() -> Self {
-        Self { hasher: foldhash::quality::RandomState::default(), applied: Vec::new() }
+        let hasher = foldhash::quality::RandomState::default();
+        Self { hasher, applied: Vec::new(), known: Expiries::new() }
     }
 
     /// Returns the expiry to ask for behind a write, or nothing if a write of the same tick has asked
@@ -77,7 +82,7 @@ impl Retention {
         }
     }
 
-    /// Forgets everything: the link was lost, and nobody knows what was applied.
+    /// Forgets what was applied: the link was lost, and nobody knows what was applied.
     pub(super) fn forget_all(&mut self) {
         self.applied.clear();
     }
