@@ -13,6 +13,7 @@ mod crash;
 mod differential;
 mod engine;
 mod engine_corners;
+mod expiry_races;
 mod faults;
 mod handshakes;
 mod journal_faults;
