@@ -95,7 +95,19 @@ fn run_all(
     assert!(failed.is_empty(), "violations with the seeds {failed:?}");
 }
 
+/// Names the schedule if a server does not start, end or answer in time, which ends the run.
+struct NamedOnPanic<'a>(&'a Schedule);
+
+impl Drop for NamedOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("in the middle of a schedule: {}", self.0);
+        }
+    }
+}
+
 fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
+    let _named = NamedOnPanic(schedule);
     let mut rig = Rig::start(schedule, postgres);
     let shared = Arc::new(Shared::new(rig.proxy.address()));
     let clients: Vec<Running> = (0..CLIENTS)
