@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test check fuzz test-needs check-compose run
+.PHONY: help test faults check fuzz test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -8,6 +8,12 @@ help: ## list these commands
 
 test: test-needs ## install what the tests need, then run all of them
 	cargo test
+
+SCHEDULES ?= 20
+SECONDS ?= 240
+faults: test-needs ## accidents under load: SCHEDULES=20 SECONDS=240 SEED=number REDIS=kept|wiped|stale|any
+	@FAULT_SCHEDULES=$(SCHEDULES) FAULT_SECONDS=$(SECONDS) FAULT_SEED=$(SEED) FAULT_REDIS=$(REDIS) \
+		cargo test --test it faults::the_contract_holds_under_random_faults -- --nocapture
 
 check: ## formatting and lints, as in .ci/run
 	@cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }

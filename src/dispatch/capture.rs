@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     profile::{
-        ChangeBuilder, Entry, Expiry, append_value, drop_fields, mark_deleted, mark_expiry,
-        mark_time,
+        ChangeBuilder, Entry, Expiry, append_value, drop_fields, mark_alive, mark_deleted,
+        mark_expiry, mark_time,
     },
     resp::{
         Elements, Protocol, ReplyKind, ReplyWriter, elements_of, framed, integer, parse_integer,
@@ -140,6 +140,9 @@ impl Outcome {
             return self.doubt(slot.ticket);
         }
         let happened = verdict == Verdict::Happened;
+        if happened && self.proves_alive(slot, bytes, answer) {
+            mark_alive(&mut self.change);
+        }
         let retained = slot.retained && self.retain(slot, bytes, happened);
         if happened && slot.warned {
             self.check_result();
@@ -158,6 +161,7 @@ impl Outcome {
             Capture::Value | Capture::Guarded | Capture::GuardedFloat => {
                 append_value(&mut self.change, value(answer).unwrap_or_default());
             }
+            Capture::Persisted => self.learn(Expiry::Never),
             Capture::Removed => match behind() {
                 Some(0) => mark_deleted(&mut self.change),
                 Some(_) => {}
@@ -165,14 +169,48 @@ impl Outcome {
                 None => return Verdict::Unclear,
             },
             Capture::Expiry => match behind() {
-                Some(at) if at >= 0 => mark_expiry(&mut self.change, Expiry::At(at as u64)),
-                Some(-1) => mark_expiry(&mut self.change, Expiry::Never),
+                Some(at) if at >= 0 => self.expires(Expiry::At(at as u64)),
+                Some(-1) => self.expires(Expiry::Never),
                 Some(_) => mark_deleted(&mut self.change),
                 None => return Verdict::Unclear,
             },
             _ => {}
         }
         Verdict::Happened
+    }
+
+    /// Marks the expiry of the change at hand, and remembers it.
+    fn expires(&mut self, expiry: Expiry) {
+        mark_expiry(&mut self.change, expiry);
+        self.learn(expiry);
+    }
+
+    /// Remembers the expiry of the profile at hand.
+    fn learn(&self, expiry: Expiry) {
+        if let Some(key) = Entry::decode_key(&self.change) {
+            self.retention.borrow_mut().known.learn(key, expiry, now_ms());
+        }
+    }
+
+    /// Whether the replies show that a write has met a profile that was there, though it may have
+    /// expired since: the time of the change alone would then let it begin a new one.
+    fn proves_alive(&self, slot: &WriteSlot, bytes: &[u8], answer: &[u8]) -> bool {
+        match slot.capture {
+            // Nothing can be removed from, or expire, what is not there.
+            Capture::Removed | Capture::Expiry | Capture::Persisted => true,
+            // Every field was there already.
+            Capture::Accepted if integer(answer) == Some(0) => true,
+            // A profile that the write has begun has no expiry yet; what is gone again had one.
+            _ if slot.probed => {
+                let expiry = integer(reply_at(bytes, 1));
+                self.learn(match expiry.map(u64::try_from) {
+                    Some(Ok(at)) => Expiry::At(at),
+                    _ => Expiry::Never,
+                });
+                expiry.is_some_and(|at| at != -1)
+            }
+            _ => false,
+        }
     }
 
     /// Takes over the expiry that the retention policy has set behind the write, if it has.
@@ -188,8 +226,9 @@ impl Outcome {
         // The write failed, but the policy behind it has moved the expiry.
         if !happened {
             drop_fields(&mut self.change);
+            mark_alive(&mut self.change);
         }
-        mark_expiry(&mut self.change, Expiry::At(at));
+        self.expires(Expiry::At(at));
         true
     }
 
@@ -309,11 +348,17 @@ impl Outcome {
             change.actor,
             change.key,
         );
-        match expiry {
-            Some(at) if at >= 0 && !wrong_type => builder.cleared().expiry(Expiry::At(at as u64)),
-            Some(-1) if !wrong_type => builder.cleared().expiry(Expiry::Never),
-            _ => builder.deleted(),
+        let known = match expiry {
+            Some(at) if at >= 0 && !wrong_type => Some(Expiry::At(at as u64)),
+            Some(-1) if !wrong_type => Some(Expiry::Never),
+            _ => None,
         };
+        match known {
+            Some(expiry) => builder.cleared().expiry(expiry),
+            None => builder.deleted(),
+        };
+        let known = known.unwrap_or(Expiry::Never);
+        self.retention.borrow_mut().known.learn(change.key, known, now_ms());
         let mut builder = builder.fields();
         let mut values = Elements::of(fields);
         while let (Some(field), Some(value)) = (values.next(), values.next()) {

@@ -86,6 +86,7 @@ impl Proxy {
             replies: 1,
             answer: 0,
             retained: false,
+            probed: false,
             warned: false,
             executed_ms: None,
             changes: 1,

@@ -13,6 +13,7 @@ mod client_command;
 mod client_filter;
 mod clients;
 mod error;
+mod expiries;
 mod flush;
 mod forward;
 mod gate;

@@ -9,6 +9,8 @@
 
 use std::{hash::BuildHasher, time::Duration};
 
+use super::expiries::Expiries;
+
 /// The mark of a policy expiry: its remainder by the unit.
 const MARK_MS: u64 = 1;
 const UNIT_MS_MAX: u64 = 10_000;
@@ -57,12 +59,14 @@ pub(super) struct Retention {
     applied: Vec<[u64; WAYS]>,
     /// Profiles of the present tick that had to make room since the table last grew.
     displaced: usize,
+    /// The expiries that are there, whoever has set them.
+    pub(super) known: Expiries,
 }
 
 impl Retention {
     pub(super) fn new() -> Self {
         let hasher = foldhash::quality::RandomState::default();
-        Self { hasher, applied: Vec::new(), displaced: 0 }
+        Self { hasher, applied: Vec::new(), displaced: 0, known: Expiries::new() }
     }
 
     /// Returns the expiry to ask for behind a write, or nothing if a write of the same tick has asked
@@ -134,7 +138,7 @@ impl Retention {
         }
     }
 
-    /// Forgets everything: the link was lost, and nobody knows what was applied.
+    /// Forgets what was applied: the link was lost, and nobody knows what was applied.
     pub(super) fn forget_all(&mut self) {
         self.applied.clear();
     }

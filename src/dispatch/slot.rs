@@ -24,8 +24,10 @@ use crate::upstream;
 pub enum Capture {
     /// HSET, HMSET: any reply but an error accepts the change as it stands.
     Accepted,
-    /// HSETNX, PERSIST, DEL of one key: the change happened if the integer is above zero.
+    /// HSETNX, DEL of one key: the change happened if the integer is above zero.
     Counted,
+    /// PERSIST: the same, and then there was an expiry.
+    Persisted,
     /// HDEL, then EXISTS: above zero happened; and if the key is gone, the profile is deleted.
     Removed,
     /// HINCRBY, HINCRBYFLOAT: the reply is the resulting value.
@@ -60,6 +62,8 @@ pub struct WriteSlot {
     pub answer: u32,
     /// The last reply tells the expiry that the retention policy has set, or -1.
     pub retained: bool,
+    /// The second reply tells the expiry behind the write, because it may have been met.
+    pub probed: bool,
     /// The profile kind is in `warn` mode and the resulting value has yet to be checked.
     pub warned: bool,
     /// When the embedded store ran the write; Redis does not say.

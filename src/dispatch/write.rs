@@ -1,16 +1,17 @@
 //! A write to a profile: what goes upstream for it, and what its replies will prove.
 //!
 //! ```text
-//! HSET, HSETNX, HINCRBY ...   the request                     [ retention ]
-//! guarded increment           a script in its place           [ retention ]
+//! HSET, HSETNX, HINCRBY ...   the request     [ PEXPIRETIME ] [ retention ]
+//! guarded increment           a script        [ PEXPIRETIME ] [ retention ]
 //! HDEL                        the request, EXISTS
 //! EXPIRE and its kin          the request, PEXPIRETIME
 //! DEL of several keys         EXISTS for each profile, the request
 //! RENAME, EVAL and their kin  the request, HGETALL and PEXPIRETIME for each profile
 //! ```
 //!
-//! All of it goes over the lane in one piece, so what is read is what the write has left. Over a
-//! private link nothing is read behind the write, because others write over the lane meanwhile.
+//! PEXPIRETIME goes where the profile may be about to expire (`expiries.rs`). All of it goes over the
+//! lane in one piece, so what is read is what the write has left. Over a private link nothing is
+//! read behind the write, because others write over the lane meanwhile.
 
 use std::{cell::RefMut, collections::HashSet, rc::Rc};
 
@@ -93,7 +94,8 @@ impl Proxy {
         self.room()?;
         let capture = match write {
             ProfileWrite::SetFields => Capture::Accepted,
-            ProfileWrite::SetAbsent | ProfileWrite::Persist => Capture::Counted,
+            ProfileWrite::SetAbsent => Capture::Counted,
+            ProfileWrite::Persist => Capture::Persisted,
             ProfileWrite::RemoveFields => Capture::Removed,
             ProfileWrite::Increment | ProfileWrite::IncrementFloat => match guard {
                 Guard::Integer(_) => Capture::Guarded,
@@ -176,8 +178,10 @@ impl Proxy {
             _ => out.extend_from_slice(plan.request.bytes()),
         }
         let mut replies = answer + 1;
+        let probed = self.may_expire(plan) && !plan.apart;
         match plan.capture {
             _ if plan.apart => {}
+            _ if probed => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
             Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
             Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
             Capture::Replaced | Capture::Scripted => {
@@ -198,11 +202,31 @@ impl Proxy {
             replies,
             answer,
             retained: plan.retain.is_some(),
+            probed,
             warned: plan.guard == Guard::Watch,
             executed_ms: None,
             changes,
             notes: (batch.notes.len() - start) as u32,
         }
+    }
+
+    /// Tells whether a write may meet the expiry of its profile, where its reply does not say what
+    /// it has met; notes those that may set one.
+    fn may_expire(&self, plan: &Plan<'_>) -> bool {
+        let mut retention = self.retention.borrow_mut();
+        match plan.capture {
+            Capture::Accepted
+            | Capture::Counted
+            | Capture::Value
+            | Capture::Guarded
+            | Capture::GuardedFloat => return retention.known.may_meet(plan.key, now_ms),
+            Capture::Expiry => retention.known.unsettle(plan.key),
+            Capture::Replaced | Capture::Scripted => {
+                plan.profiles.iter().for_each(|(key, _)| retention.known.unsettle(key));
+            }
+            Capture::Removed | Capture::Persisted | Capture::Deleted | Capture::Flushed => {}
+        }
+        false
     }
 
     /// Lays out what will be true if the write is accepted. Returns the first ticket and the count.
@@ -309,6 +333,8 @@ impl Proxy {
             replies: count,
             answer,
             retained: plan.retain.is_some(),
+            // The store has run it at a time that is known.
+            probed: false,
             warned: plan.guard == Guard::Watch,
             changes,
             notes: notes.len() as u32,

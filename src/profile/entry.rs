@@ -13,7 +13,7 @@
 //! void    := 3 ( ticket:u64 )*
 //! flush   := 4 ticket:u64 at_ms:u64 command:bytes actor:bytes
 //! bytes   := length:u32 data
-//! flags   := 1 cleared | 2 deleted | 4 expiry set to expires_ms | 8 expiry removed
+//! flags   := 1 cleared | 2 deleted | 4 expiry set to expires_ms | 8 expiry removed | 16 alive
 //! ```
 //!
 //! A *flush* says that every profile was removed at this point; its intent has the empty key, which
@@ -35,6 +35,7 @@ const CLEARED: u8 = 1;
 const DELETED: u8 = 2;
 const EXPIRES: u8 = 4;
 const PERSISTED: u8 = 8;
+const ALIVE: u8 = 16;
 
 const FLAGS_OFFSET: usize = 1 + 8 + 8;
 const EXPIRES_OFFSET: usize = FLAGS_OFFSET + 1;
@@ -83,6 +84,9 @@ pub struct Change<'a> {
     pub cleared: bool,
     /// The profile is gone; fields and expiry carry nothing.
     pub deleted: bool,
+    /// The reply proves that the profile was there when the command ran, so that it goes on even if
+    /// `at_ms` is behind its expiry. Without, the times decide.
+    pub alive: bool,
     /// The expiry after the change.
     pub expiry: Expiry,
     /// Fields that are gone; applied before `set`.
@@ -222,6 +226,7 @@ impl<'a> Cursor<'a> {
             key,
             cleared: flags & CLEARED != 0,
             deleted: flags & DELETED != 0,
+            alive: flags & ALIVE != 0,
             expiry,
             removed,
             set,
@@ -364,6 +369,13 @@ pub fn mark_deleted(change: &mut [u8]) {
     }
 }
 
+/// Marks an encoded change as one to a profile that was there.
+pub fn mark_alive(change: &mut [u8]) {
+    if let Some(flags) = change.get_mut(FLAGS_OFFSET) {
+        *flags |= ALIVE;
+    }
+}
+
 /// Writes the time of an encoded change or flush, which is known only when its reply is here.
 pub fn mark_time(change: &mut [u8], at_ms: u64) {
     if let Some(slot) = change.get_mut(9..17) {
@@ -428,6 +440,7 @@ mod tests {
         builder.fields().set(b"a", b"1").set_later(b"b");
         append_value(&mut out, b"\x00\xff");
         mark_time(&mut out, 42);
+        mark_alive(&mut out);
         out
     }
 
@@ -437,7 +450,7 @@ mod tests {
         let Entry::Change(change) = Entry::decode(&out).unwrap() else { panic!("not a change") };
         assert_eq!((change.ticket, change.at_ms), (7, 42));
         assert_eq!((change.kind, change.command, change.actor), ("user", "hset", "app"));
-        assert!(change.cleared && !change.deleted);
+        assert!(change.cleared && change.alive && !change.deleted);
         assert_eq!(change.expiry, Expiry::At(99));
         assert_eq!(change.removed, [b"old"]);
         assert_eq!(change.set, [(&b"a"[..], &b"1"[..]), (b"b", b"\x00\xff")]);

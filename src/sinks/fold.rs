@@ -39,6 +39,7 @@ impl<'a> Record<'a> {
             key: EVERY.as_bytes(),
             cleared: false,
             deleted: true,
+            alive: false,
             expiry: Expiry::Unchanged,
             removed: Vec::new(),
             set: Vec::new(),
@@ -78,7 +79,8 @@ pub(super) struct Delta<'a> {
     /// The sequence and the time of the last change.
     pub sequence: u64,
     pub at_ms: u64,
-    /// The time of the first change: a row that expired by then counts as empty.
+    /// The time of the first change: a row that expired by then counts as empty. 0 if that change
+    /// met a profile that was there.
     pub first_ms: u64,
     /// The row's fields and expiry do not matter.
     pub cleared: bool,
@@ -103,7 +105,7 @@ impl<'a> Delta<'a> {
             kind: change.kind,
             sequence: 0,
             at_ms: change.at_ms,
-            first_ms: change.at_ms,
+            first_ms: if change.alive { 0 } else { change.at_ms },
             cleared: flushed,
             deleted: false,
             expiry: Expiry::Unchanged,
@@ -132,20 +134,22 @@ impl<'a> Delta<'a> {
         }
     }
 
-    /// Whether the profile is gone at this time, as far as the batch and what is known tell.
-    fn is_over(&self, at_ms: u64) -> bool {
+    /// Whether the profile is gone when this change is made, as far as the batch and what is known
+    /// tell. The clock that stamps changes is not asked where Redis has told.
+    fn is_over_at(&self, change: &Change<'_>) -> bool {
         let expires_ms = match self.expiry {
             Expiry::At(expires_ms) => Some(expires_ms),
             Expiry::Unchanged if !self.cleared => self.expires_known_ms,
             Expiry::Unchanged | Expiry::Never => None,
         };
-        self.deleted || expires_ms.is_some_and(|expires_ms| expires_ms < at_ms)
+        let expired = expires_ms.is_some_and(|expires_ms| expires_ms < change.at_ms);
+        self.deleted || expired && !change.alive
     }
 
     fn apply(&mut self, sequence: u64, change: &Change<'a>) {
-        if change.cleared || change.deleted || self.is_over(change.at_ms) {
+        if change.cleared || change.deleted || self.is_over_at(change) {
             self.restart();
-        } else if !self.cleared && self.expiry == Expiry::Unchanged {
+        } else if !change.alive && !self.cleared && self.expiry == Expiry::Unchanged {
             self.latest_inherited_ms = self.latest_inherited_ms.max(change.at_ms);
         }
         (self.sequence, self.at_ms, self.kind) = (sequence, change.at_ms, change.kind);
@@ -277,7 +281,7 @@ impl<'a> Folded<'a> {
                 *delta = Delta::begin(&record.change, row.expires_ms, flushed);
             }
             if record.change.cleared && !record.change.deleted {
-                let before = state_before(delta, row, record.change.at_ms);
+                let before = state_before(delta, row, &record.change);
                 self.differences.insert(record.sequence, difference(&before, &record.change));
             }
             delta.apply(record.sequence, &record.change);
@@ -301,8 +305,8 @@ impl<'a> Folded<'a> {
     }
 }
 
-fn state_before(delta: &Delta<'_>, row: &Row, at_ms: u64) -> Fields {
-    if delta.is_over(at_ms) { Fields::new() } else { delta.merge(row.clone()).fields }
+fn state_before(delta: &Delta<'_>, row: &Row, change: &Change<'_>) -> Fields {
+    if delta.is_over_at(change) { Fields::new() } else { delta.merge(row.clone()).fields }
 }
 
 fn difference<'a>(before: &Fields, change: &Change<'a>) -> Difference<'a> {

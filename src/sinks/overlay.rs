@@ -150,15 +150,18 @@ fn size_of(pending: &[Pending]) -> usize {
 
 /// Drops the records that only set fields which later ones set again. Nothing else of them is seen:
 /// where one meets an expiry that has passed, the next one meets it too, unless a clock went back
-/// in between.
+/// in between or a later one was proved to be to a profile that was there.
 pub(super) fn drop_void(pending: &mut Vec<Pending>) {
     let mut later: HashSet<Vec<u8>> = HashSet::new();
-    let mut next_ms = 0;
+    let (mut next_ms, mut alive_later) = (0, false);
     let mut keep = vec![true; pending.len()];
     for (one, keep) in pending.iter().zip(&mut keep).rev() {
         let Ok(Entry::Change(change)) = Entry::decode(&one.record) else { continue };
         let in_time = change.at_ms <= std::mem::replace(&mut next_ms, change.at_ms);
+        let outlived = alive_later;
+        alive_later |= change.alive;
         let only_sets = in_time
+            && (change.alive || !outlived)
             && !change.cleared
             && !change.deleted
             && change.removed.is_empty()

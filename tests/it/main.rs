@@ -18,6 +18,8 @@ mod dead_letters;
 mod differential;
 mod engine;
 mod engine_corners;
+mod expiry_races;
+mod faults;
 mod flush;
 mod handshakes;
 mod hydrate;

@@ -75,6 +75,20 @@ fn a_profile_that_expires_between_two_changes_starts_from_nothing_at_the_second(
 }
 
 #[test]
+fn a_profile_that_redis_has_shown_to_be_there_goes_on_whatever_the_clock_says() {
+    let row = Row { fields: Fields::from([(b"old".to_vec(), b"1".to_vec())]), ..Row::default() };
+    let row = Row { expires_ms: Some(50), ..row };
+    let there = Write { alive: true, ..Write::set("user:1", 60, "a", "1") };
+    let after = fold_over(&row, b"user:1", std::slice::from_ref(&there));
+    let fields = [(b"a".to_vec(), b"1".to_vec()), (b"old".to_vec(), b"1".to_vec())].into();
+    assert_eq!(after[&b"user:1"[..]], Row { fields, expires_ms: Some(50), deleted: false });
+    let next = Write::set("user:1", 61, "b", "2");
+    let after = fold_over(&row, b"user:1", &[there, next]);
+    let fields = Fields::from([(b"b".to_vec(), b"2".to_vec())]);
+    assert_eq!(after[&b"user:1"[..]], Row { fields, expires_ms: None, deleted: false });
+}
+
+#[test]
 fn a_profile_whose_last_field_goes_is_only_deleted_when_the_change_says_so() {
     let mut gone = Write::set("user:1", 2, "", "");
     (gone.set, gone.removed) = (Fields::new(), vec![b"a".to_vec()]);

@@ -8,7 +8,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::profile::{ChangeBuilder, Expiry, Flush};
+use crate::profile::{ChangeBuilder, Expiry, Flush, mark_alive};
 use crate::sinks::encoding::{Fields, fields_json, name_text};
 use crate::sinks::fold::Row;
 
@@ -18,6 +18,7 @@ pub(super) struct Write {
     pub(super) at_ms: u64,
     pub(super) cleared: bool,
     pub(super) deleted: bool,
+    pub(super) alive: bool,
     pub(super) expiry: Expiry,
     pub(super) removed: Vec<Vec<u8>>,
     pub(super) set: Fields,
@@ -33,6 +34,7 @@ impl Write {
             at_ms,
             cleared: false,
             deleted: false,
+            alive: false,
             expiry: Expiry::Unchanged,
             removed: Vec::new(),
             set: Fields::from([(field.into(), value.into())]),
@@ -74,6 +76,9 @@ impl Write {
         let mut fields = builder.fields();
         for (name, value) in &self.set {
             fields.set(name, value);
+        }
+        if self.alive {
+            mark_alive(&mut out);
         }
         out
     }
@@ -119,7 +124,7 @@ impl Model {
         }
         let profile = self.profiles.entry(write.key.clone()).or_default();
         let expired = profile.row.expires_ms.is_some_and(|at| at < write.at_ms);
-        if profile.row.deleted || expired {
+        if profile.row.deleted || expired && !write.alive {
             profile.row = Row::default();
         }
         let before = profile.row.fields.clone();
@@ -235,8 +240,8 @@ pub(super) fn write(base_ms: u64) -> impl Strategy<Value = Write> {
         |(key, at_ms, sort, expiry, removed, set)| match sort {
             0 => Write::flush(at_ms),
             _ => {
-                let (cleared, deleted) = (sort < 3, sort == 3 || sort == 4);
-                Write { key, at_ms, cleared, deleted, expiry, removed, set, flush: false }
+                let (cleared, deleted, alive) = (sort < 3, sort == 3 || sort == 4, sort > 11);
+                Write { key, at_ms, cleared, deleted, alive, expiry, removed, set, flush: false }
             }
         },
     )

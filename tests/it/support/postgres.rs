@@ -83,14 +83,12 @@ impl Postgres {
     /// # Errors
     /// The server cannot be reached, or refuses the statement.
     pub(crate) fn try_query(&self, sql: &str) -> Result<Rows, sqlx::Error> {
-        let url = self.url();
-        block_on(async {
-            let mut connection = PgConnection::connect(&url).await?;
-            // The simple protocol is asked for: it returns all values of all types as text.
-            let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
-            connection.close().await?;
-            Ok(text_rows(&rows, |value| value.as_str().map(str::to_owned)))
-        })
+        try_query_at(&self.url(), sql)
+    }
+
+    /// `127.0.0.1:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// SIGKILL: no shutdown, no checkpoint.
@@ -142,6 +140,20 @@ impl Postgres {
             self.try_query("select 1").ok().map(|_| Ok(()))
         })
     }
+}
+
+/// Runs SQL on the database that a URL names, and returns every value as text.
+///
+/// # Errors
+/// The server cannot be reached, or refuses the statement.
+pub(crate) fn try_query_at(url: &str, sql: &str) -> Result<Rows, sqlx::Error> {
+    block_on(async {
+        let mut connection = PgConnection::connect(url).await?;
+        // The simple protocol is asked for: it returns all values of all types as text.
+        let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
+        connection.close().await?;
+        Ok(text_rows(&rows, |value| value.as_str().map(str::to_owned)))
+    })
 }
 
 fn spawn(port: u16, fsync: Fsync, folder: &Path) -> Process {

@@ -284,12 +284,29 @@ impl Proxy {
         }
     }
 
+    /// Starts it again on the same ports and data folder and waits for nothing.
+    #[track_caller]
+    pub(crate) fn launch(&mut self) {
+        self.kill_9();
+        if let Err(why) = self.try_spawn() {
+            panic!("{why}");
+        }
+    }
+
+    /// Waits until it is ready, after a [`Self::launch`].
+    #[track_caller]
+    pub(crate) fn await_ready(&mut self) {
+        if let Err(why) = self.wait_until_ready() {
+            panic!("{why}");
+        }
+    }
+
     fn try_launch(&mut self) -> Result<(), String> {
-        self.spawn()?;
+        self.try_spawn()?;
         self.wait_until_ready()
     }
 
-    fn spawn(&mut self) -> Result<(), String> {
+    fn try_spawn(&mut self) -> Result<(), String> {
         let mut process = Process::spawn(&mut self.command_line(), "TERM")
             .map_err(|error| format!("the proxy does not start: {error}"))?;
         let stdout = process.child().stdout.take().expect("a captured stdout");
@@ -352,7 +369,7 @@ impl Proxy {
     #[track_caller]
     pub(crate) fn restart_unready(&mut self) {
         self.kill_9();
-        self.spawn().expect("the proxy starts");
+        self.try_spawn().expect("the proxy starts");
     }
 
     /// Waits for /readyz; an early end is an error with the whole log.

@@ -1,0 +1,89 @@
+//! Writes that run just before or behind the expiry of their profile, while the proxy sees their
+//! replies only later: what they have met is what Redis says, not what a clock says.
+//!
+//! The upstream is scripted, so that each reply comes exactly when the test says.
+
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::support::client::{Client, encode};
+use crate::support::fake_upstream::{FakeLink, FakeUpstream};
+use crate::support::proxy::Proxy;
+use crate::support::setup::{Fields, Setup};
+
+const CONFIG: &str = r#"
+[journal]
+sync = "os"
+[[profile]]
+name = "user"
+key = "user:{id}"
+unknown_fields = "allow"
+"#;
+
+/// Long enough that no test is late for it.
+const EXPIRES_IN: Duration = Duration::from_millis(400);
+
+/// A command of the client, and what the proxy asks behind it.
+fn expect(client: &mut Client, link: &mut FakeLink, command: &str, behind: &[&str]) {
+    client.send(encode(&command.split(' ').collect::<Vec<_>>()));
+    link.expect(command);
+    behind.iter().for_each(|line| link.expect(line));
+}
+
+/// `user:1` with one field and an expiry, and then `write`, whose replies come when that is over.
+/// Returns the fields that the database has in the end, and whether they expire.
+fn write_around_expiry(write: &str, behind: &[&str], replies: &str) -> (Fields, bool) {
+    let upstream = FakeUpstream::start();
+    let (proxy, mut link) = upstream.start_proxy(Proxy::options().config(CONFIG));
+    let setup = Setup { proxy, redis: None, postgres: None };
+    setup.wait_for_tables();
+    let mut client = setup.proxy.client();
+    expect(&mut client, &mut link, "HSET user:1 a 1", &[]);
+    link.reply(":1\r\n");
+    client.reply();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    let at_ms = (now + EXPIRES_IN).as_millis();
+    let expire = format!("PEXPIREAT user:1 {at_ms}");
+    expect(&mut client, &mut link, &expire, &["PEXPIRETIME user:1"]);
+    link.reply(format!(":1\r\n:{at_ms}\r\n"));
+    client.reply();
+    expect(&mut client, &mut link, write, behind);
+    thread::sleep(EXPIRES_IN + Duration::from_millis(50));
+    link.reply(replies.replace("{at}", &at_ms.to_string()));
+    client.reply();
+    setup.wait_for_history(3);
+    let rows = setup.query("select fields, expires_at is not null from {}profiles");
+    let [fields, expires] = <[Option<String>; 2]>::try_from(rows[0].clone()).expect("two columns");
+    let fields = crate::support::setup::fields_from_json(&fields.expect("fields"));
+    (fields, expires.as_deref() == Some("1"))
+}
+
+fn fields(pairs: &[(&str, &str)]) -> Fields {
+    pairs.iter().map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into())).collect()
+}
+
+#[test]
+fn a_write_that_met_the_old_profile_is_part_of_it() {
+    let probe = ["PEXPIRETIME user:1"];
+    for (write, behind, replies, after) in [
+        ("HSET user:1 b 2", &probe[..], ":1\r\n:{at}\r\n", &[("a", "1"), ("b", "2")][..]),
+        // It was gone already when it was asked for, right behind the write.
+        ("HSET user:1 b 2", &probe, ":1\r\n:-2\r\n", &[("a", "1"), ("b", "2")]),
+        ("HINCRBY user:1 n 5", &probe, ":5\r\n:{at}\r\n", &[("a", "1"), ("n", "5")]),
+        ("HDEL user:1 a", &["EXISTS user:1"], ":1\r\n:1\r\n", &[]),
+    ] {
+        assert_eq!(write_around_expiry(write, behind, replies), (fields(after), true), "{write}");
+    }
+}
+
+#[test]
+fn a_write_that_has_begun_a_new_profile_inherits_nothing() {
+    let begun = write_around_expiry("HSET user:1 b 2", &["PEXPIRETIME user:1"], ":1\r\n:-1\r\n");
+    assert_eq!(begun, (fields(&[("b", "2")]), false));
+}
+
+#[test]
+fn an_expiry_that_is_taken_away_in_the_last_moment_leaves_the_profile() {
+    let kept = write_around_expiry("PERSIST user:1", &[], ":1\r\n");
+    assert_eq!(kept, (fields(&[("a", "1")]), false));
+}
