@@ -35,6 +35,8 @@ pub struct Block {
     parts: Vec<Part>,
     /// As those of `Slot::Transaction`, but each change has nothing but its key.
     notes: Vec<u8>,
+    /// Counts the blocks whose EXEC has not been answered.
+    _open: Rc<()>,
 }
 
 /// Profiles to be looked at by key, each with the note of the last write to it.
@@ -84,7 +86,8 @@ impl Proxy {
             protocol: client.protocol.get(),
         };
         let parts = self.encode_queue(client, queue, &mut batch, true);
-        let block = Block { parts, notes: batch.notes };
+        let open = Rc::clone(&self.outcome.borrow().blocks);
+        let block = Block { parts, notes: batch.notes, _open: open };
         if self.ledger.borrow_mut().commit_intents().is_err() {
             self.outcome.borrow_mut().lose_block(&block, Failure::NotSent);
             return Err(CommandError::Journal(JournalTrouble::Poisoned));
@@ -105,7 +108,8 @@ impl Proxy {
             outcome.answer(client, &answer);
             return outcome.settle();
         }
-        if lane.state() != LinkState::Up {
+        // While a flush is in doubt all looks wait for it.
+        if lane.state() != LinkState::Up || self.ledger.borrow().flush_in_doubt() {
             let mut ledger = self.ledger.borrow_mut();
             looks.iter().for_each(|(key, (look, _))| ledger.doubt(look.ticket, key));
             drop(ledger);
@@ -185,7 +189,7 @@ impl Outcome {
             }
             return looks;
         };
-        let Block { parts, notes } = block;
+        let Block { parts, notes, .. } = block;
         let read = |outcome: &mut Self, write: &WriteSlot, own: &'b [u8], bytes: &[u8]| {
             let moved = write.retained && integer(reply_at(bytes, write.replies - 1)) >= Some(0);
             let verdict = Verdict::of(write.capture, answer_of(write, bytes));

@@ -3,9 +3,10 @@
 //! A flush has a ticket and an intent like any write, and its outcome is in the journal before its
 //! reply goes out. One whose reply never came is in doubt, and no profile is written until it is
 //! known what became of it: first over the next link a script looks whether Redis still has any
-//! profile, apart from those that are read back behind the flush because a later write to them is
-//! in doubt, too. If there is one, the flush did not happen. If there is none, it is recorded:
-//! either it happened, or Redis had nothing that it would have removed.
+//! profile, apart from those that are read back behind it because a write to them is in doubt, too.
+//! If there is one, the flush did not happen. If there is none, it is recorded: either it happened,
+//! or Redis had nothing that it would have removed. Nothing else is settled before it, and it is not
+//! looked at while a block is on a private link, since what that writes meanwhile would be no proof.
 
 use std::rc::Rc;
 
@@ -153,8 +154,7 @@ pub(super) fn ask(ticket: u64, in_doubt: &InDoubt, schema: &Schema, batch: &mut 
     let mut arguments: Vec<&[u8]> =
         vec![b"EVAL", script::ANY_PROFILE.as_bytes(), b"0", count.as_bytes()];
     arguments.extend(patterns.iter().map(String::as_bytes));
-    let behind = in_doubt.range(ticket + 1..).map(|(_, key)| key.as_slice());
-    arguments.extend(behind.filter(|key| !key.is_empty()));
+    arguments.extend(in_doubt.values().map(Vec::as_slice).filter(|key| !key.is_empty()));
     push_command(&mut batch.bytes, &arguments, |_, _| {});
     batch.slots.push(Slot::AnyProfile { ticket });
 }

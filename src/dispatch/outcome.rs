@@ -48,6 +48,8 @@ pub struct Outcome {
     told_of_poison: bool,
     /// Profiles that are being read back on the link.
     pub(super) snapshots_open: usize,
+    /// Each transaction on a private link has a share of it until its EXEC is answered.
+    pub(super) blocks: Rc<()>,
     /// Nothing on the embedded store.
     hydration: Option<Rc<Hydration>>,
 }
@@ -77,6 +79,7 @@ impl Outcome {
             told_of_poison: false,
             always: sync == SyncMode::Always,
             snapshots_open: 0,
+            blocks: Rc::default(),
             hydration: None,
         }
     }
@@ -120,6 +123,16 @@ impl Outcome {
             client.unhold(durable);
             client.holds()
         });
+    }
+
+    /// Asks what became of the writes in doubt. A flush waits for blocks that may still write, and
+    /// everything else waits for the flush.
+    fn ask_for_doubts(&mut self, batch: &mut Batch<Slot>) {
+        let ledger = self.ledger.borrow();
+        if Rc::strong_count(&self.blocks) == 1 || !ledger.flush_in_doubt() {
+            super::recovery::ask(&ledger, &self.schema, batch);
+        }
+        self.snapshots_open = batch.slots.len();
     }
 
     fn touch(&mut self, client: &Rc<Client>) {
@@ -216,8 +229,12 @@ impl Receiver for Outcome {
             }
             Slot::Snapshot { ticket, notes: length } => {
                 self.snapshots_open = self.snapshots_open.saturating_sub(1);
-                // What Redis does not tell stays in doubt, and is asked for again.
-                self.snapshot(*ticket, notes.get(..*length as usize).unwrap_or_default(), bytes);
+                // What Redis does not tell stays in doubt, and is asked for again; so does what
+                // would come before a flush that it should come behind.
+                if !self.ledger.borrow().flush_in_doubt() {
+                    let note = notes.get(..*length as usize).unwrap_or_default();
+                    self.snapshot(*ticket, note, bytes);
+                }
             }
             Slot::Executed { client, looks, .. } => {
                 let answer = self.look(looks, notes, bytes);
@@ -317,14 +334,12 @@ impl Receiver for Outcome {
         // against that.
         let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
         self.ledger.borrow_mut().forsake(first_ticket);
-        super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);
-        self.snapshots_open = batch.slots.len();
+        self.ask_for_doubts(batch);
     }
 
     fn ask_again(&mut self, batch: &mut Batch<Slot>) {
         if self.snapshots_open == 0 {
-            super::recovery::ask(&self.ledger.borrow(), &self.schema, batch);
-            self.snapshots_open = batch.slots.len();
+            self.ask_for_doubts(batch);
         }
     }
 }

@@ -62,14 +62,13 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
     Ok((next, open))
 }
 
-/// Asks for the profiles of all writes in doubt, in the order of the writes.
+/// Asks for the profiles of all writes in doubt, behind what became of the flushes.
 pub(super) fn ask(ledger: &Ledger, schema: &Schema, batch: &mut Batch<Slot>) {
-    for (ticket, key) in ledger.in_doubt() {
-        match key.is_empty() {
-            true => flush::ask(*ticket, ledger.in_doubt(), schema, batch),
-            false => ask_for(std::iter::once((*ticket, key.as_slice())), schema, batch),
-        }
-    }
+    let in_doubt = ledger.in_doubt();
+    let flushes = in_doubt.iter().filter(|(_, key)| key.is_empty());
+    flushes.for_each(|(ticket, _)| flush::ask(*ticket, in_doubt, schema, batch));
+    let profiles = in_doubt.iter().filter(|(_, key)| !key.is_empty());
+    ask_for(profiles.map(|(ticket, key)| (*ticket, key.as_slice())), schema, batch);
 }
 
 /// Asks for the profiles of some writes in doubt.

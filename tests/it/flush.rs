@@ -231,7 +231,7 @@ fn a_flush_in_doubt_did_not_happen_if_a_profile_is_left() {
 }
 
 #[test]
-fn profiles_whose_writes_are_in_doubt_behind_the_flush_are_no_proof_and_are_read_behind_it() {
+fn profiles_whose_writes_are_in_doubt_are_no_proof_and_are_read_behind_the_flush() {
     let lines = ["HSET user:3 a 1", "FLUSHALL", "HSET user:1 b 2", "HSET user:2 c 3"];
     let (_upstream, mut link, setup, _client) = in_doubt(&lines);
     let read = |link: &mut FakeLink, key: &str, fields: &str, at: &str| {
@@ -239,9 +239,16 @@ fn profiles_whose_writes_are_in_doubt_behind_the_flush_are_no_proof_and_are_read
         link.expect(&format!("PEXPIRETIME {key}"));
         link.reply(format!("{fields}{at}"));
     };
-    read(&mut link, "user:3", "*0\r\n", ":-2\r\n");
-    expect_look(&mut link, &["user:1", "user:2"]);
-    link.reply(":0\r\n");
+    let look_late = |link: &mut FakeLink, reply: &str| {
+        expect_look(link, &["user:3", "user:1", "user:2"]);
+        link.reply(reply);
+        read(link, "user:3", "*0\r\n", ":-2\r\n");
+    };
+    // While nobody knows of the flush, nothing else is settled.
+    look_late(&mut link, "-BUSY Redis is busy running a script\r\n");
+    read(&mut link, "user:1", "*2\r\n$1\r\nb\r\n$1\r\n1\r\n", ":-1\r\n");
+    read(&mut link, "user:2", "*0\r\n", ":-2\r\n");
+    look_late(&mut link, ":0\r\n");
     read(&mut link, "user:1", "*2\r\n$1\r\nb\r\n$1\r\n2\r\n", ":-1\r\n");
     read(&mut link, "user:2", "*0\r\n", ":-2\r\n");
     wait_until_settled(&setup);
@@ -249,6 +256,33 @@ fn profiles_whose_writes_are_in_doubt_behind_the_flush_are_no_proof_and_are_read
     let fields = Fields::from([(b"b".to_vec(), b"2".to_vec())]);
     assert_eq!(setup.database_profiles(), BTreeMap::from([("user:1".to_owned(), fields)]));
     assert_eq!(replayed(&setup), setup.database_profiles());
+}
+
+/// Where its place among the writes of others is known to nobody, there is no flush.
+#[test]
+fn a_flush_in_a_transaction_over_a_private_link_is_refused() {
+    let setup = Setup::servers();
+    let mut client = setup.proxy.client();
+    client.assert_reply("HSET user:1 username a", ":1\r\n");
+    let refused = "-ERR Command not allowed inside a transaction\r\n";
+    client.assert_reply("WATCH user:1", OK);
+    for name in ["flushall", "flushdb"] {
+        client.assert_reply("MULTI", OK);
+        client.assert_reply(name, refused);
+        client.assert_reply_starts("EXEC", "-EXECABORT");
+        client.assert_reply("WATCH user:1", OK);
+    }
+    client.assert_reply("UNWATCH", OK);
+    client.assert_reply("SELECT 5", OK);
+    client.assert_reply("SET other 1", OK);
+    client.assert_reply("MULTI", OK);
+    client.assert_reply("FLUSHALL", refused);
+    client.assert_reply_starts("EXEC", "-EXECABORT");
+    client.assert_reply("MULTI", OK);
+    client.assert_reply("FLUSHDB", "+QUEUED\r\n");
+    client.assert_reply("DBSIZE", "+QUEUED\r\n");
+    client.assert_reply("EXEC", "*2\r\n+OK\r\n:0\r\n");
+    assert_database(&setup, &["user:1"]);
 }
 
 #[test]

@@ -346,6 +346,9 @@ const RECORDED: [&str; 18] = [
     "unlink",
 ];
 
+/// Commands that only read as long as they do not store.
+const STORING: [&str; 3] = ["georadius", "georadiusbymember", "sort"];
+
 /// Commands whose keys are not where `COMMAND` says, are newer than the Redis of the tests, or name
 /// the profile as one key among others.
 const SIDEWAYS: [&str; 30] = [
@@ -388,10 +391,12 @@ fn b13_no_neighbouring_command_writes_a_profile() {
     client.assert_reply("HSET user:1 login_count 5", ":1\r\n");
     setup.wait_for_equality();
     let neighbours = commands_of_redis(&setup).into_iter().filter(|command| {
-        command.writes && command.first_key > 0 && !RECORDED.contains(&command.name.as_str())
+        let name = command.name.as_str();
+        let is_neighbour = !RECORDED.contains(&name) && !STORING.contains(&name);
+        command.writes && command.first_key > 0 && is_neighbour
     });
     let mut requests: Vec<Vec<u8>> = neighbours.map(|command| command.on("user:1")).collect();
-    assert!(requests.len() > 70, "only {} commands", requests.len());
+    assert!(requests.len() > 65, "only {} commands", requests.len());
     requests.extend(SIDEWAYS.iter().map(|line| words(line)));
     for request in requests {
         for multi in [false, true] {
@@ -416,7 +421,8 @@ fn b13_no_neighbouring_command_writes_a_profile() {
 /// A refusal of the proxy's own; what Redis says of a key of another type is none.
 fn is_refusal(text: &str) -> bool {
     let own = ["is not allowed on a profile key", "is not allowed through the proxy"];
-    own.iter().any(|end| text.ends_with(end))
+    // What Redis does not know it does not run.
+    own.iter().any(|end| text.ends_with(end)) || text.starts_with("ERR unknown command")
 }
 
 #[test]

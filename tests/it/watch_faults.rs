@@ -232,3 +232,28 @@ fn a_redis_that_is_killed_between_watch_and_exec_ends_the_client() {
     });
     assert_eq!(setup.history_count(), 0);
 }
+
+/// What a transaction writes behind a flush would prove that the flush had not happened.
+#[test]
+fn a_flush_in_doubt_waits_for_transactions_on_private_links() {
+    let options = Proxy::options().expects_log("lost the upstream").allows_log("in doubt");
+    let Scene { upstream, mut lane, mut link, setup, mut client } = Scene::new(options);
+    let mut other = setup.proxy.client();
+    other.send(words("FLUSHALL"));
+    lane.expect("FLUSHALL");
+    lane.close();
+    assert_eq!(other.reply(), Reply::Error(UNKNOWN.into()));
+    let mut lane = upstream.accept();
+    lane.assert_quiet(Duration::from_millis(700));
+    link.reply(EXECUTED);
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    let look = lane.request_line();
+    assert!(look.starts_with("EVAL ") && look.ends_with(" ^user:[^:]+$ user:2 user:1"), "{look}");
+    lane.reply(":0\r\n");
+    read_back(&mut lane, &["user:2", "user:1"]);
+    wait_for_doubts(&setup, 0.0);
+    setup.wait_for_history(3);
+    let keys: Vec<String> = setup.history().into_iter().map(|row| row.key).collect();
+    assert_eq!(keys, ["*", "user:2", "user:1"]);
+    assert_eq!(setup.database_profiles().into_keys().collect::<Vec<_>>(), ["user:1"]);
+}
