@@ -141,3 +141,23 @@ fn transactions_of_many_clients_do_not_come_between_each_other() {
     setup.wait_for_history(8 * 200 * 2);
     setup.wait_for_equality();
 }
+
+#[test]
+fn a_transaction_that_redis_refuses_at_exec_is_told_why() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    let bare = Redis::start();
+    let through = (setup.proxy.client(), setup.proxy.client());
+    for (mut client, mut other) in [through, (bare.client(), bare.client())] {
+        client.assert_reply("MULTI", b"+OK\r\n");
+        client.assert_reply("HSET user:1 a 1", b"+QUEUED\r\n");
+        client.assert_reply("SET other 1", b"+QUEUED\r\n");
+        other.assert_reply("CONFIG SET maxmemory 1", b"+OK\r\n");
+        let why = "OOM command not allowed when used memory > 'maxmemory'.";
+        let refused = format!("EXECABORT Transaction discarded because of: {why}");
+        client.assert_reply("EXEC", format!("-{refused}\r\n"));
+        other.assert_reply("CONFIG SET maxmemory 0", b"+OK\r\n");
+        client.assert_reply("EXISTS user:1 other", b":0\r\n");
+    }
+    assert!(setup.store_profiles().is_empty());
+    setup.wait_for_equality();
+}
