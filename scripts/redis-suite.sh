@@ -61,13 +61,15 @@ start() { # bare|proxy MODE: fresh servers; the port to talk to in $port
   wait_for "$port"
 }
 
-suite() { # bare|proxy MODE UNIT: runs one unit; its output becomes $logs/MODE.UNIT.WAY
+suite() { # bare|proxy MODE UNIT [NAME]: runs one unit; its output becomes $logs/MODE.UNIT.WAY
   local folder=$work/suite single=--singledb out=$logs/$2.${3//\//-}.$1
   [ "$2" != profiles ] || folder=$work/profiles
   [ "$2" != db9 ] || single=
+  : >"$work/skip"
+  [ "$1" = bare ] || sed -n "s|^\| ${4} \| \`\(.*\)\` \| not run: .*|\1|p" "$list" >"$work/skip"
   start "$1" "$2"
   (cd "$folder" && TERM=dumb tclsh tests/test_helper.tcl --host 127.0.0.1 --port "$port" --single "unit/$3" \
-    --durable --timeout 60 --tags '-needs:debug -needs:repl -slow' $single) >"$out" 2>&1 || true
+    --durable --timeout 60 --skipfile "$work/skip" --tags '-needs:debug -needs:repl -slow' $single) >"$out" 2>&1 || true
   stop
   sed -n 's/^\[ok\]: \(.*\) ([0-9]* ms)$/\1/p' "$out" | sort >"$out.ok"
   sed -n 's/^\[err\]: \(.*\) in tests\/unit.*/\1/p' "$out" | sort >"$out.err"
@@ -114,11 +116,11 @@ for mode in ${MODES:-db9 db0 profiles}; do
     case $mode-$unit in profiles-type/hash | profiles-multi | profiles-expire | profiles-keyspace) ;;
       profiles-*) continue ;;
     esac
-    suite bare "$mode" "$unit"
-    suite proxy "$mode" "$unit"
-    at=$logs/$mode.${unit//\//-}
     name=$unit
     [ "$mode" != profiles ] || name="$unit as profiles"
+    suite bare "$mode" "$unit"
+    suite proxy "$mode" "$unit" "$name"
+    at=$logs/$mode.${unit//\//-}
     listed=0 unlisted=()
     while IFS= read -r test; do
       if grep -qsF -- "| $name | \`$test\` |" "$list"; then

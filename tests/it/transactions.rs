@@ -10,10 +10,11 @@ use crate::support::setup::{Setup, on_both_setups};
 const OPEN: &str =
     "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\nunknown_fields = \"allow\"\n";
 
-const SCRIPTS: [&[&str]; 12] = [
+const SCRIPTS: [&[&str]; 13] = [
     &["MULTI", "HSET user:1 a 1 b 2", "HINCRBY user:1 a 5", "HGETALL user:1", "EXEC"],
     &["MULTI", "HDEL user:1 a", "HDEL user:1 b", "HSETNX user:1 a 1", "TTL user:1", "EXEC"],
     &["MULTI", "EXEC"],
+    &["MULTI", "SAVE", "SHUTDOWN", "SYNC", "PSYNC ? -1", "EXEC"],
     &["MULTI", "MULTI", "PING", "ECHO x", "EXEC", "EXEC"],
     &["DISCARD", "MULTI", "HSET user:2 a 1", "DISCARD", "EXISTS user:2"],
     &["MULTI", "HSET user:3 a", "HGET user:3", "EXEC", "EXISTS user:3"],
