@@ -77,7 +77,7 @@ suite() { # bare|proxy MODE UNIT NAME: runs one unit; $logs/MODE.UNIT.WAY is wha
   # shellcheck disable=SC2086 # no option at all where it is empty
   (cd "$folder" && TERM=dumb tclsh tests/test_helper.tcl --host 127.0.0.1 --port "$port" $single \
     --single "unit/$3" --tags '-needs:debug -needs:repl -slow' --skipfile "$work/skip" \
-    --durable --timeout 60) >"$out" 2>&1 || true
+    --durable --timeout 60 --baseport $((20000 + RANDOM % 10000))) >"$out" 2>&1 || true
   stop
   sed -n 's/^\[ok\]: \(.*\) ([0-9]* ms)$/\1/p' "$out" | sort >"$out.ok"
   sed -n 's/^\[err\]: \(.*\) in tests\/unit.*/\1/p' "$out" | sort >"$out.err"
