@@ -338,7 +338,7 @@ pub fn now_ms() -> u64 {
 /// Names the reason in the refusal of EXEC. The client's commands were queued before it arose, at
 /// Redis they were refused one by one; so the words are those of Redis for a reason that arises late
 /// (`execCommandAbort`).
-fn explained<'a>(exec: &'a [u8], replies: &[u8]) -> Cow<'a, [u8]> {
+pub(super) fn explained<'a>(exec: &'a [u8], replies: &[u8]) -> Cow<'a, [u8]> {
     match first_error(replies).filter(|reason| !reason.starts_with(b"EXECABORT")) {
         Some(reason) if exec.starts_with(b"-EXECABORT") => {
             Cow::Owned([b"-EXECABORT Transaction discarded because of: ", reason, b"\r\n"].concat())

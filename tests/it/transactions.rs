@@ -149,15 +149,19 @@ fn a_transaction_that_redis_refuses_at_exec_is_told_why() {
     let bare = Redis::start();
     let through = (setup.proxy.client(), setup.proxy.client());
     for (mut client, mut other) in [through, (bare.client(), bare.client())] {
-        client.assert_reply("MULTI", b"+OK\r\n");
-        client.assert_reply("HSET user:1 a 1", b"+QUEUED\r\n");
-        client.assert_reply("SET other 1", b"+QUEUED\r\n");
-        other.assert_reply("CONFIG SET maxmemory 1", b"+OK\r\n");
-        let why = "OOM command not allowed when used memory > 'maxmemory'.";
-        let refused = format!("EXECABORT Transaction discarded because of: {why}");
-        client.assert_reply("EXEC", format!("-{refused}\r\n"));
-        other.assert_reply("CONFIG SET maxmemory 0", b"+OK\r\n");
-        client.assert_reply("EXISTS user:1 other", b":0\r\n");
+        for before in ["PING", "WATCH user:2", "SELECT 5"] {
+            client.send(format!("{before}\r\n"));
+            client.reply();
+            client.assert_reply("MULTI", b"+OK\r\n");
+            client.assert_reply("HSET user:1 a 1", b"+QUEUED\r\n");
+            client.assert_reply("SET other 1", b"+QUEUED\r\n");
+            other.assert_reply("CONFIG SET maxmemory 1", b"+OK\r\n");
+            let why = "OOM command not allowed when used memory > 'maxmemory'.";
+            let refused = format!("EXECABORT Transaction discarded because of: {why}");
+            client.assert_reply("EXEC", format!("-{refused}\r\n"));
+            other.assert_reply("CONFIG SET maxmemory 0", b"+OK\r\n");
+            client.assert_reply("EXISTS user:1 other", b":0\r\n");
+        }
     }
     assert!(setup.store_profiles().is_empty());
     setup.wait_for_equality();
