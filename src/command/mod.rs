@@ -185,6 +185,15 @@ impl Spec {
         takes(self.arity, arguments)
     }
 
+    /// Tells whether a request is `SCRIPT KILL` or `FUNCTION KILL`.
+    #[must_use]
+    #[inline]
+    pub fn kills_script(&self, request: &Request<'_>) -> bool {
+        self.category == Category::Scripting
+            && self.keys == Keys::None
+            && request.argument(1).eq_ignore_ascii_case(b"kill")
+    }
+
     /// Returns the position of the row in [`TABLE`], for counters kept per command.
     #[must_use]
     pub fn index(&self) -> usize {

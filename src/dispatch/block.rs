@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use super::{
     Client, CommandError, JournalTrouble, Outcome, Proxy, Slot, Upstream,
     capture::{Verdict, answer_of},
+    outcome::explained,
     private::{Effect, Errand},
     recovery,
     slot::{Capture, Look, Part, WriteSlot, push_note, take_note},
@@ -96,10 +97,11 @@ impl Proxy {
         Ok(Errand { effect, rewritten, block: Some(block) })
     }
 
-    /// Takes the reply to EXEC. The client is answered when what the block has done to profiles is
-    /// in the journal.
-    pub fn executed(&self, client: &Rc<Client>, block: &Block, exec: &[u8]) {
+    /// Takes the reply to EXEC, and the first error that was said to a command before it. The client
+    /// is answered when what the block has done to profiles is in the journal.
+    pub fn executed(&self, client: &Rc<Client>, block: &Block, refusal: &[u8], exec: &[u8]) {
         let Upstream::Redis(lane) = &self.upstream else { return };
+        let exec = &explained(exec, refusal);
         let protocol = client.protocol.get();
         let mut outcome = self.outcome.borrow_mut();
         let mut answer = Vec::new();

@@ -4,7 +4,7 @@
 //! to the journal in one write, and only then are the outboxes let go. When that write fails, the
 //! outboxes are wound back and each of those commands is told that its outcome is unknown.
 
-use std::{cell::RefCell, rc::Rc, time::SystemTime};
+use std::{borrow::Cow, cell::RefCell, rc::Rc, time::SystemTime};
 
 use tracing::error;
 
@@ -22,7 +22,7 @@ use crate::{
     journal::{Journal, SyncMode},
     metrics::Metrics,
     profile::Entry,
-    resp::reply_at,
+    resp::{first_error, reply_at},
     schema::{Schema, Violation},
     upstream::{Batch, Failure, Receiver, Server},
 };
@@ -209,7 +209,7 @@ impl Receiver for Outcome {
                 self.reply = answer;
             }
             Slot::Transaction { client, parts, replies, .. } => {
-                let exec = reply_at(bytes, replies - 1);
+                let exec = &explained(reply_at(bytes, replies - 1), bytes);
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
                 self.transaction(client.protocol.get(), parts, notes, exec, &mut answer);
@@ -348,4 +348,16 @@ impl Receiver for Outcome {
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Names the reason in the refusal of EXEC. The client's commands were queued before it arose, at
+/// Redis they were refused one by one; so the words are those of Redis for a reason that arises late
+/// (`execCommandAbort`).
+pub(super) fn explained<'a>(exec: &'a [u8], replies: &[u8]) -> Cow<'a, [u8]> {
+    match first_error(replies).filter(|reason| !reason.starts_with(b"EXECABORT")) {
+        Some(reason) if exec.starts_with(b"-EXECABORT") => {
+            Cow::Owned([b"-EXECABORT Transaction discarded because of: ", reason, b"\r\n"].concat())
+        }
+        _ => Cow::Borrowed(exec),
+    }
 }

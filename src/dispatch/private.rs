@@ -2,7 +2,8 @@
 //!
 //! A client gets a private link for what is per-connection in Redis and gives it back as soon as it
 //! holds nothing. Profile writes go over the lane all the same, where they are captured, and so does
-//! every command that needs nothing of what the link holds.
+//! every command that needs nothing of what the link holds. SCRIPT KILL goes apart because the lane
+//! stands still behind the script that it is to end.
 //!
 //! Databases: the number in `SELECT` is Redis's own. Profiles are in the database that the upstream
 //! URL names, in which every client starts and to which RESET returns. While another database is
@@ -82,6 +83,8 @@ pub enum Effect {
     Blocks,
     /// Nothing; the link has to have seen the latest write first.
     Waits,
+    /// Nothing; it ends the script that may hold up everything else.
+    Kills,
     /// The subscriptions.
     Subscribes,
     /// Lines of MONITOR follow.
@@ -171,6 +174,8 @@ impl Proxy {
         }
         match lane.state() {
             LinkState::Up => Ok(Step::Link),
+            // Redis is busy with a script, perhaps, so the lane cannot come up before it is killed.
+            _ if errand.effect == Effect::Kills => Ok(Step::Link),
             _ => Err(CommandError::UpstreamDown),
         }
     }
@@ -190,6 +195,9 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Errand>, CommandError> {
         let hold = client.hold.get();
+        if spec.kills_script(request) {
+            return Ok(Some(Errand::of(Effect::Kills)));
+        }
         let plain = matches!(spec.route, Route::Profile(_) | Route::Forward | Route::Flush);
         if !hold.linked && plain {
             return Ok(None);

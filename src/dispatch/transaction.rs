@@ -202,6 +202,10 @@ impl Proxy {
     ) -> Result<(), CommandError> {
         let elsewhere = client.hold.get().database.is_some();
         match spec.route {
+            // Redis's flag `no_multi`.
+            _ if matches!(spec.name, "save" | "shutdown" | "sync" | "psync") => {
+                Err(CommandError::NotInTransaction)
+            }
             Route::Local(Local::Ping | Local::Echo) | Route::Transaction(Transaction::Unwatch) => {
                 Ok(())
             }

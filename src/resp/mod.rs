@@ -17,7 +17,7 @@ mod read;
 mod reply;
 mod request;
 
-pub use read::{Elements, elements_of, framed, integer, reply_at, value};
+pub use read::{Elements, elements_of, first_error, framed, integer, reply_at, value};
 pub use reply::{Framer, ReplyKind, ReplyWriter, parse_integer, push_bulk, push_command};
 pub use request::{Request, Scanner};
 

@@ -4,6 +4,21 @@
 
 use super::{Framer, parse_integer};
 
+/// Returns the text of the first error among several whole replies, without the dash.
+#[must_use]
+pub fn first_error(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes;
+    let mut framer = Framer::default();
+    while let Ok(Some(length)) = framer.frame(rest) {
+        let (reply, after) = rest.split_at_checked(length)?;
+        if let Some(error) = reply.strip_prefix(b"-") {
+            return error.strip_suffix(b"\r\n");
+        }
+        rest = after;
+    }
+    None
+}
+
 /// Returns one of several whole replies; nothing past the end.
 #[must_use]
 pub fn reply_at(bytes: &[u8], index: u32) -> &[u8] {

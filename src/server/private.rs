@@ -52,6 +52,9 @@ struct Awaited {
     proxy: Rc<Proxy>,
     link_id: u64,
     block: Option<Block>,
+    /// The first error that was said to a command of the block instead of `QUEUED`.
+    refusal: Vec<u8>,
+    exec: Option<Vec<u8>>,
 }
 
 impl Drop for Awaited {
@@ -101,7 +104,8 @@ impl Private {
             self.expected.extend(repeat_n(Expected::Ignored, block.queued() as usize));
             self.client.note(|hold| hold.watching = false);
             let (proxy, link_id) = (Rc::clone(proxy), self.link.id());
-            self.awaited = Some(Awaited { proxy, link_id, block: Some(block) });
+            let (block, refusal) = (Some(block), Vec::new());
+            self.awaited = Some(Awaited { proxy, link_id, block, refusal, exec: None });
         }
         // WAIT is about the last write that its connection has seen, and the client's writes may
         // have gone over the lane; any command brings the link up to date.
@@ -146,14 +150,12 @@ impl Private {
     /// Hands what was received to the client.
     pub(super) fn hand_over(&mut self) -> Result<(), UpstreamError> {
         let Self { client, link, expected, awaited, .. } = self;
-        let mut exec = None;
-        let result = link.hand_over(|reply| deliver(client, expected, &mut exec, reply));
+        let result = link.hand_over(|reply| deliver(client, expected, awaited, reply));
         client.note(|hold| count(hold, expected));
-        if let Some(exec) = exec
-            && let Some(mut awaited) = awaited.take()
-            && let Some(block) = awaited.block.take()
+        if let Some(mut awaited) = awaited.take_if(|awaited| awaited.exec.is_some())
+            && let (Some(block), Some(exec)) = (awaited.block.take(), &awaited.exec)
         {
-            awaited.proxy.executed(client, &block, &exec);
+            awaited.proxy.executed(client, &block, &awaited.refusal, exec);
         }
         client.flush();
         result
@@ -223,7 +225,7 @@ fn count(hold: &mut Hold, expected: &VecDeque<Expected>) {
 fn deliver(
     client: &Client,
     expected: &mut VecDeque<Expected>,
-    exec: &mut Option<Vec<u8>>,
+    awaited: &mut Option<Awaited>,
     reply: &[u8],
 ) -> Result<(), UpstreamError> {
     let front = expected.front().copied();
@@ -245,9 +247,24 @@ fn deliver(
         return Ok(());
     }
     match expected.pop_front() {
-        Some(Expected::Ignored) => {}
-        Some(Expected::Reply(Effect::Executes)) => *exec = Some(reply.to_vec()),
-        Some(Expected::Own) if ReplyKind::of(reply) != ReplyKind::Error => {}
+        Some(Expected::Ignored) => {
+            if let Some(awaited) = awaited.as_mut().filter(|awaited| awaited.refusal.is_empty())
+                && ReplyKind::of(reply) == ReplyKind::Error
+            {
+                awaited.refusal = reply.to_vec();
+            }
+        }
+        Some(Expected::Reply(Effect::Executes)) => {
+            if let Some(awaited) = awaited {
+                awaited.exec = Some(reply.to_vec());
+            }
+        }
+        Some(Expected::Own) if ReplyKind::of(reply) != ReplyKind::Error => {
+            // What was ignored before MULTI is no refusal of what follows it.
+            if let Some(awaited) = awaited {
+                awaited.refusal.clear();
+            }
+        }
         None | Some(Expected::Own | Expected::Fence) => return Err(UpstreamError::StrayReply),
         Some(Expected::Reply(Effect::TellsTracking)) => {
             client.push(&with_own_redirect(client.hold.get().redirect, reply), 1);

@@ -1,9 +1,12 @@
 //! Commands that reach a profile sideways: captured whole where that is possible, refused where not.
 
-use crate::support::client::{Reply, assert_bytes};
+use std::time::Duration;
+
+use crate::support::client::{Reply, assert_bytes, encode};
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::setup::Setup;
+use crate::support::wait_until;
 
 const OPEN: &str =
     "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\nunknown_fields = \"allow\"\n";
@@ -48,7 +51,7 @@ fn renames_copies_and_restores_of_profiles_are_recorded_whole() {
     commands.push(vec![b"RESTORE".into(), b"user:7".into(), b"0".into(), dump.clone()]);
     commands.push(vec![b"RESTORE".into(), b"user:7".into(), b"0".into(), dump]);
     for command in commands {
-        let request = crate::support::client::encode(&command);
+        let request = encode(&command);
         through.send(&request);
         direct.send(&request);
         let what = String::from_utf8_lossy(&command.join(&b' ')).into_owned();
@@ -108,4 +111,28 @@ fn a_script_that_breaks_the_schema_is_logged_and_recorded() {
     assert_eq!(client.command(&["EVAL", script, "1", "user:1"]).integer(), 1);
     setup.wait_for_equality();
     assert_eq!(setup.proxy.metrics().sum("profile_proxy_schema_violations_total", &[]), 1.0);
+}
+
+#[test]
+fn scripts_and_functions_that_do_not_end_are_killed_through_the_proxy() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    let (mut looping, mut killer) = (setup.proxy.client(), setup.proxy.client());
+    killer.assert_reply("CONFIG SET lua-time-limit 10", b"+OK\r\n");
+    let library = "#!lua name=l\nredis.register_function('f', function() while true do end end)";
+    assert_eq!(killer.command(&["FUNCTION", "LOAD", library]).bytes(), b"l");
+    for (run, kill) in [
+        (["EVAL", "while true do end", "0"], ["SCRIPT", "KILL"]),
+        (["FCALL", "f", "0"], ["function", "kill"]),
+    ] {
+        looping.send(encode(&run));
+        let answer = wait_until("something to kill", Duration::from_secs(5), || {
+            let answer = killer.command(&kill);
+            let early = matches!(&answer, Reply::Error(text) if text.starts_with("NOTBUSY"));
+            (!early).then_some(answer)
+        });
+        assert_eq!(answer, Reply::Simple("OK".to_owned()));
+        let Reply::Error(ended) = looping.reply() else { panic!("{run:?} was not killed") };
+        assert!(ended.contains("killed by user"), "{ended}");
+    }
+    looping.assert_reply("HSET user:1 a 1", b":1\r\n");
 }

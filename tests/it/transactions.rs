@@ -10,10 +10,11 @@ use crate::support::setup::{Setup, on_both_setups};
 const OPEN: &str =
     "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\nunknown_fields = \"allow\"\n";
 
-const SCRIPTS: [&[&str]; 12] = [
+const SCRIPTS: [&[&str]; 13] = [
     &["MULTI", "HSET user:1 a 1 b 2", "HINCRBY user:1 a 5", "HGETALL user:1", "EXEC"],
     &["MULTI", "HDEL user:1 a", "HDEL user:1 b", "HSETNX user:1 a 1", "TTL user:1", "EXEC"],
     &["MULTI", "EXEC"],
+    &["MULTI", "SAVE", "SHUTDOWN", "SYNC", "PSYNC ? -1", "EXEC"],
     &["MULTI", "MULTI", "PING", "ECHO x", "EXEC", "EXEC"],
     &["DISCARD", "MULTI", "HSET user:2 a 1", "DISCARD", "EXISTS user:2"],
     &["MULTI", "HSET user:3 a", "HGET user:3", "EXEC", "EXISTS user:3"],
@@ -139,5 +140,29 @@ fn transactions_of_many_clients_do_not_come_between_each_other() {
         client.join().expect("a client without a fault");
     }
     setup.wait_for_history(8 * 200 * 2);
+    setup.wait_for_equality();
+}
+
+#[test]
+fn a_transaction_that_redis_refuses_at_exec_is_told_why() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    let bare = Redis::start();
+    let through = (setup.proxy.client(), setup.proxy.client());
+    for (mut client, mut other) in [through, (bare.client(), bare.client())] {
+        for before in ["PING", "WATCH user:2", "SELECT 5"] {
+            client.send(format!("{before}\r\n"));
+            client.reply();
+            client.assert_reply("MULTI", b"+OK\r\n");
+            client.assert_reply("HSET user:1 a 1", b"+QUEUED\r\n");
+            client.assert_reply("SET other 1", b"+QUEUED\r\n");
+            other.assert_reply("CONFIG SET maxmemory 1", b"+OK\r\n");
+            let why = "OOM command not allowed when used memory > 'maxmemory'.";
+            let refused = format!("EXECABORT Transaction discarded because of: {why}");
+            client.assert_reply("EXEC", format!("-{refused}\r\n"));
+            other.assert_reply("CONFIG SET maxmemory 0", b"+OK\r\n");
+            client.assert_reply("EXISTS user:1 other", b":0\r\n");
+        }
+    }
+    assert!(setup.store_profiles().is_empty());
     setup.wait_for_equality();
 }
