@@ -195,11 +195,17 @@ fn a_killed_proxy_reads_back_what_exec_may_have_done() {
 
 #[test]
 fn nothing_happened_when_exec_answers_nil_or_aborts() {
-    for answer in ["*-1\r\n", "-EXECABORT Transaction discarded because of previous errors.\r\n"] {
+    for (answer, told) in [
+        ("*-1\r\n", "*-1\r\n"),
+        (
+            "-EXECABORT Transaction discarded because of previous errors.\r\n",
+            "-EXECABORT Transaction discarded because of: OOM command not allowed\r\n",
+        ),
+    ] {
         let mut scene = Scene::new(Proxy::options().allows_log("lost the upstream"));
         scene.link.reply("+OK\r\n+QUEUED\r\n-OOM command not allowed\r\n+QUEUED\r\n");
         scene.link.reply(answer);
-        assert_eq!(scene.client.reply_bytes(), answer.as_bytes());
+        assert_eq!(scene.client.reply_bytes(), told.as_bytes());
         scene.lane.assert_quiet(PAUSE);
         assert_eq!(scene.setup.history_count(), 0);
         // No ticket is open either: the next start has nothing to read back.
