@@ -148,6 +148,7 @@ fn a_fail_over_to_an_older_state_is_brought_up_to_date_from_the_journal() {
 #[test]
 fn a_fail_over_to_a_state_older_than_the_journal_is_told_and_nothing_is_made_up() {
     let options = options().allows_log("database lost").expects_log("the database was set back");
+    let options = options.allows_log("the database is another one");
     let mut setup = Setup::servers_with(options.allows_log("no longer holds the changes"));
     write(&setup, 0, 5);
     setup.wait_for_history(5);

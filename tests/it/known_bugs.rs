@@ -120,7 +120,7 @@ fn b4_lengths_that_are_only_declared_take_no_memory() {
 
 #[test]
 fn b4_a_client_that_has_not_logged_in_cannot_pile_up_replies() {
-    let setup = with_users("[limits]\noutput_bytes_max = \"1MiB\"\n");
+    let setup = with_users("[limits]\nclient-output-buffer-limit = \"normal 1MiB 0 0\"\n");
     let before = setup.proxy.resident_bytes();
     let mut client = setup.proxy.client();
     let requests = words("GET a").repeat(10_000);
