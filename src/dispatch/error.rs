@@ -133,6 +133,11 @@ pub enum CommandError {
         "LOADING the profile has to be loaded from the database first, which is not possible now; nothing was sent"
     )]
     Unloaded,
+    /// Every profile is being checked, and one that is brought back could arrive behind a flush.
+    #[error(
+        "LOADING every profile is being checked since Redis was restarted or changed; command '{0}' has to wait, nothing was sent"
+    )]
+    Checking(&'static str),
     /// The link was lost with the command on it. No word here may invite a retry.
     #[error("ERR the connection to the upstream was lost, outcome unknown")]
     OutcomeUnknown,
@@ -162,7 +167,7 @@ impl CommandError {
             Self::Schema(_) => "SCHEMA",
             Self::Journal(_) => "MISCONF",
             Self::UpstreamDown => "MASTERDOWN",
-            Self::Unloaded => "LOADING",
+            Self::Unloaded | Self::Checking(_) => "LOADING",
             Self::Aborted | Self::ExecArity => "EXECABORT",
             _ => "ERR",
         }
@@ -228,6 +233,7 @@ mod tests {
             CommandError::BadCredentials,
             CommandError::UpstreamDown,
             CommandError::Unloaded,
+            CommandError::Checking("flushall"),
             CommandError::Journal(JournalTrouble::Full),
             CommandError::NotOnProfiles("set"),
         ] {

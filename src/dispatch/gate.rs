@@ -36,13 +36,18 @@ impl Proxy {
         let elsewhere = client.hold.get().database.is_some();
         // A profile that is being brought back could arrive behind the flush.
         if spec.route == Route::Flush && !(elsewhere && spec.name == "flushdb") {
-            return Err(CommandError::Unloaded);
+            return Err(CommandError::Checking(spec.name));
         }
         if elsewhere {
             return Ok(None);
         }
         if spec.name == "exec" {
-            return self.touch_queued(hydration, client);
+            let touched = self.touch_queued(hydration, client);
+            // Whatever EXEC is told, the transaction ends with it.
+            if touched.is_err() {
+                client.session.borrow_mut().queue = None;
+            }
+            return touched;
         }
         match names_profiles(spec) {
             true => hydration.touch(spec.keys(request)),
@@ -59,16 +64,17 @@ impl Proxy {
         let session = client.session.borrow();
         let Some(queue) = &session.queue else { return Ok(None) };
         let mut keys: Vec<Vec<u8>> = Vec::new();
-        let mut flushes = false;
+        let mut flush = None;
         queue.for_each(|spec, request| match spec {
             Some(spec) if names_profiles(spec) => {
                 keys.extend(spec.keys(request).map(<[u8]>::to_vec));
             }
-            Some(spec) => flushes |= spec.route == Route::Flush,
+            Some(spec) if spec.route == Route::Flush => flush = Some(spec.name),
+            Some(_) => {}
             None => keys.extend(request.arguments(1).map(<[u8]>::to_vec)),
         });
-        if flushes {
-            return Err(CommandError::Unloaded);
+        if let Some(name) = flush {
+            return Err(CommandError::Checking(name));
         }
         hydration.touch(keys.iter().map(Vec::as_slice))
     }

@@ -7,7 +7,7 @@
 //!
 //! Databases: the number in `SELECT` is Redis's own. Profiles are in the database that the upstream
 //! URL names, in which every client starts and to which RESET returns. While another database is
-//! selected, nothing is a profile and everything goes over the private link.
+//! selected, nothing is a profile and everything but FLUSHALL goes over the private link.
 
 use std::rc::Rc;
 

@@ -152,8 +152,11 @@ fn print_tables(
     match position {
         Some(Position { sequence, fence }) => {
             let left = last(inspection).saturating_sub(sequence);
-            writeln!(out, "the database has everything up to {sequence} (delivery {fence}); ")?;
-            writeln!(out, "{left} records wait for it")?;
+            writeln!(
+                out,
+                "the database has everything up to {sequence} (delivery {fence}); \
+                 records that wait for it: {left}"
+            )?;
         }
         None => writeln!(out, "how far the database is cannot be said: it has no cursor of it")?,
     }

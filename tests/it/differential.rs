@@ -7,7 +7,8 @@
 //!
 //! Left out, because these are documented to differ (README, "Commands"):
 //! - other writes on profile keys than those that the proxy understands: refused by the proxy;
-//! - MULTI, WATCH, SUBSCRIBE, MONITOR and blocking commands: need a connection of their own;
+//! - MULTI and WATCH (`transactions.rs`, `watch.rs`), SUBSCRIBE, MONITOR and blocking commands
+//!   (`private.rs`): have comparisons of their own;
 //! - SELECT of another database, SWAPDB and what would lead around the proxy;
 //! - FLUSHALL and FLUSHDB, which would take the keys of all clients;
 //! - CLIENT, INFO: about the connection and the server, which are different ones here;

@@ -313,6 +313,7 @@ fn a_flush_that_redis_never_ran_takes_nothing() {
     let options = Proxy::options().upstream(redis.url()).config(CONFIG);
     let options = options.expects_log("lost the upstream").allows_log("cannot be reached");
     let setup = Setup { proxy: options.start(), redis: Some(redis), postgres: None };
+    setup.proxy.wait_until_checked();
     let mut client = setup.proxy.client();
     let mut direct = setup.store_client();
     client.assert_reply("HSET user:1 a 1", ":1\r\n");
@@ -341,6 +342,7 @@ fn a_flush_that_a_stopped_redis_may_still_run_leaves_the_database_equal() {
     let options = Proxy::options().upstream(redis.url()).config(CONFIG);
     let options = options.expects_log("lost the upstream").allows_log("cannot be reached");
     let mut setup = Setup { proxy: options.start(), redis: Some(redis), postgres: None };
+    setup.proxy.wait_until_checked();
     let mut client = setup.proxy.client();
     client.assert_reply("HSET user:1 a 1", ":1\r\n");
     setup.redis.as_mut().expect("a Redis").pause();
