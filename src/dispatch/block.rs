@@ -138,6 +138,12 @@ impl Proxy {
     pub fn lost(&self, block: &Block, link_id: u64) {
         let Upstream::Redis(lane) = &self.upstream else { return };
         let mut outcome = self.outcome.borrow_mut();
+        // The block went to another Redis than the lane's: this one cannot tell what it has done, and
+        // ids of connections mean others here. What is journaled stands.
+        let first = self.hydration.as_ref().map_or(0, |hydration| hydration.first_ticket());
+        if block.tickets().any(|(ticket, _)| ticket < first) {
+            return outcome.lose_block(block, Failure::NotSent);
+        }
         outcome.lose_block(block, Failure::Unknown);
         // The next lane begins with all that is in doubt, behind its own fence.
         if block.tickets().next().is_none() || lane.state() != LinkState::Up {

@@ -25,7 +25,7 @@ use crate::{
     hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
     journal::Journal,
     metrics::Metrics,
-    resp::push_command,
+    resp::{Protocol, push_command},
     schema::Schema,
     upstream::{Lane, LinkState, Server},
 };
@@ -148,6 +148,11 @@ impl Hydration {
         }
     }
 
+    /// Returns the ticket from which on writes were sent to the Redis of this epoch.
+    pub(super) fn first_ticket(&self) -> u64 {
+        self.state.borrow().record.as_ref().map_or(0, |record| record.first_ticket)
+    }
+
     /// Returns who is right where both sides have a profile and differ.
     pub(super) fn truth(&self) -> Truth {
         let state = self.state.borrow();
@@ -170,8 +175,12 @@ impl Hydration {
         // Writes that are on their way were sent while everything was trusted. Behind them on the
         // lane nothing more of that kind can come; if the link is lost, the next one ends this as
         // well.
-        let fence = self.ask(1, |out| push_command(out, &[b"PING"], |_, _| {})).await;
-        if fence.is_ok() {
+        let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
+        let fence = tokio::join!(
+            self.ask_in(Protocol::Resp2, 1, ping),
+            self.ask_in(Protocol::Resp3, 1, ping)
+        );
+        if matches!(fence, (Ok(_), Ok(_))) {
             self.state.borrow_mut().appended.get_or_insert(self.journal.appended().0);
             self.fenced.notify_waiters();
         }
@@ -209,7 +218,12 @@ impl Hydration {
             return record.first_ticket;
         }
         let first_ticket = self.ledger.borrow().next_ticket();
-        let truth = self.config.on_difference;
+        // A database that lacks what the journal has let go of is not made right by a restart.
+        let lacking = |record: &EpochRecord| !record.settled && record.truth == Truth::Redis;
+        let truth = match state.record.as_ref().is_some_and(lacking) {
+            true => Truth::Redis,
+            false => self.config.on_difference,
+        };
         let record = EpochRecord { epoch, first_ticket, settled: false, truth };
         tell(state.record.as_ref(), &record.epoch);
         self.remember(&record);

@@ -162,11 +162,21 @@ impl Hydration {
         replies: u32,
         fill: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Vec<u8>, CommandError> {
+        self.ask_in(Protocol::Resp2, replies, fill).await
+    }
+
+    /// The same, behind what waits for Redis in one of the protocols.
+    pub(super) async fn ask_in(
+        &self,
+        protocol: Protocol,
+        replies: u32,
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Vec<u8>, CommandError> {
         if self.lane.state() != LinkState::Up {
             return Err(CommandError::UpstreamDown);
         }
         let (answer, answered) = oneshot::channel();
-        self.lane.submit(Protocol::Resp2, |batch| {
+        self.lane.submit(protocol, |batch| {
             fill(&mut batch.bytes);
             batch.slots.push(Slot::Own { replies, answer: Some(answer).into() });
         });

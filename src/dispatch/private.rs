@@ -145,6 +145,15 @@ impl Proxy {
         step
     }
 
+    /// Refuses a command for which no private link can be had; a client that skips its reply does not
+    /// hear of it.
+    pub fn refuse_unlinked(&self, client: &Rc<Client>, error: &CommandError) {
+        if client.silence.get() == Silence::Next {
+            client.silence.set(Silence::Now);
+        }
+        self.refuse(client, error);
+    }
+
     /// Tells whether a request goes over the private link, behind others that are on it.
     fn is_errand(&self, client: &Rc<Client>, request: &Request<'_>) -> bool {
         match command::find(request.argument(0)) {

@@ -344,7 +344,7 @@ impl Connection {
                         Private::follow(&mut self.private, proxy.pool.as_ref());
                     }
                     Step::Link => match self.linkless.take() {
-                        Some(error) => proxy.refuse(&self.client, &error),
+                        Some(error) => proxy.refuse_unlinked(&self.client, &error),
                         None => return (used, Pause::Link),
                     },
                     Step::Private(errand) => {

@@ -23,9 +23,11 @@ const PG_LIVE_FROM: &str = "\
     select key, fields::text, expires_at, deleted_at is not null, source, sequence \
     from profiles where key >= $1 and deleted_at is null order by key limit $2";
 
+/// What was set aside before the last flush does not count any more.
 const PG_LETTERS: &str = "\
     select key, sequence, record from dead_letters \
-    where source = $1 and key = any($2) order by sequence";
+    where source = $1 and key = any($2) and sequence > coalesce((select max(sequence) \
+        from history where source = $1 and key = '*' and kind = '*'), 0) order by sequence";
 
 const SQLITE_ROWS: &str = "\
     select p.key, p.fields, p.expires_at, p.deleted_at is not null, p.source, p.sequence \
@@ -37,7 +39,9 @@ const SQLITE_LIVE_FROM: &str = "\
 
 const SQLITE_LETTERS: &str = "\
     select d.key, d.sequence, d.record from json_each(?2) as wanted \
-    join dead_letters d on d.key = wanted.value where d.source = ?1 order by d.sequence";
+    join dead_letters d on d.key = wanted.value where d.source = ?1 \
+        and d.sequence > coalesce((select max(sequence) from history \
+        where source = ?1 and key = '*' and kind = '*'), 0) order by d.sequence";
 
 const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
 

@@ -4,6 +4,9 @@
 //! that name. A private link takes it too before it may write to profiles, and so is ended when a
 //! new lane is about to read what was written; `RESET` takes the name away again.
 
+use std::time::Duration;
+
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -14,6 +17,12 @@ use crate::{
     guards::Guard,
     resp::{Framer, ReplyKind, integer, push_command},
 };
+
+/// When the system asks a silent Redis whether its machine is still there: after the first time,
+/// then at each pause; after so many questions the link is lost.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// A link that is ready for use, in RESP2 and with the right database selected.
 pub(super) struct Greeting {
@@ -145,6 +154,13 @@ fn knows_expiry_times(version: &str) -> bool {
     major.is_none_or(|major| major >= 7)
 }
 
+fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
+    Ok(sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?)
+}
+
 /// One question and one answer at a time.
 struct Talk {
     stream: TcpStream,
@@ -155,6 +171,8 @@ impl Talk {
     async fn begin(address: &RedisAddress) -> Result<Self, UpstreamError> {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
+        // A private link may wait for ever for a machine that is gone without a word.
+        keep_alive(&stream)?;
         Ok(Self { stream, input: Vec::new() })
     }
 

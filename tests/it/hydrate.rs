@@ -631,7 +631,12 @@ fn what_was_flushed_does_not_come_back_with_an_old_dump() {
     command(&mut setup.store_client(), "SAVE");
     assert_eq!(command(&mut client, "FLUSHALL"), Reply::Simple("OK".into()));
     command(&mut client, "HSET user:new a 1");
+    command(&mut client, "MULTI");
+    command(&mut client, "FLUSHALL");
     restart_redis(&mut setup);
+    // The transaction ends with what EXEC is told.
+    let refused = command(&mut client, "EXEC");
+    assert!(matches!(&refused, Reply::Error(text) if text.starts_with("LOADING")), "{refused:?}");
     assert_eq!(hgetall(&mut client, "user:old"), BTreeMap::new());
     assert_eq!(hgetall(&mut client, "user:new"), fields(&[("a", "1")]));
     // A flush has to wait: a profile that is being brought back could arrive behind it.

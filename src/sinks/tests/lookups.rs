@@ -121,6 +121,11 @@ async fn what_the_database_has_refused_was_acknowledged_and_counts() {
         assert_eq!(ask(&questions, appended.0, "user:1").await, Ok(one.clone()));
         let expected = [("user:1".to_owned(), one), ("user:2".to_owned(), two)];
         assert_eq!(all(&questions, appended.0).await, expected.into());
+        // A flush that was delivered leaves nothing of them.
+        let appended = log.append(&[Write::flush(1004).record()]);
+        delivery.drain().await.unwrap();
+        assert_eq!(ask(&questions, appended.0, "user:1").await, Ok(Known::Gone));
+        assert_eq!(ask(&questions, appended.0, "user:2").await, Ok(Known::Nothing));
     }
 }
 
