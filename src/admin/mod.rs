@@ -90,7 +90,12 @@ async fn ready(
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.expose())
+    exposition(admin.expose())
+}
+
+/// Answers in Prometheus's text format.
+fn exposition(text: String) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 struct Check {

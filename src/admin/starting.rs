@@ -5,17 +5,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header},
-    response::IntoResponse,
-    routing::get,
-};
+use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{expose_build, expose_replay};
+use super::{expose_build, expose_replay, exposition};
 use crate::{journal::Journal, metrics::Exposition, sinks::Status};
 
 /// What there is to show of a start.
@@ -70,5 +64,5 @@ async fn metrics(State(starting): State<Arc<Starting>>) -> impl IntoResponse {
     if let Some((journal, sink)) = starting.replay.get() {
         expose_replay(&mut text, journal, sink);
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.finish())
+    exposition(text.finish())
 }

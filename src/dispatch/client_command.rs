@@ -12,7 +12,10 @@ use super::{
     clients::{Asking, describe},
     local::{BAD_NAME, is_name},
 };
-use crate::resp::{Request, parse_integer, push_command};
+use crate::{
+    command::takes,
+    resp::{Request, parse_integer, push_command},
+};
 
 /// The members of the family with their arities, in the order of their names.
 const SUBCOMMANDS: &[(&str, i16)] = &[
@@ -32,8 +35,40 @@ const SUBCOMMANDS: &[(&str, i16)] = &[
     ("client|unpause", 2),
 ];
 
+/// Those of them that are answered inside a transaction.
+const QUEUED: &[&str] = &[
+    "client|getname",
+    "client|getredir",
+    "client|id",
+    "client|info",
+    "client|list",
+    "client|setinfo",
+    "client|setname",
+];
+
 /// The answer to CLIENT HELP of Redis 7.0.
 const HELP: &str = include_str!("client_help.txt");
+
+/// Finds the member of the family that a request names, and its arity.
+fn subcommand(request: &Request<'_>) -> Option<(&'static str, i16)> {
+    let is_meant = |name: &str| {
+        let member = name.strip_prefix("client|").unwrap_or(name);
+        member.as_bytes().eq_ignore_ascii_case(request.argument(1))
+    };
+    SUBCOMMANDS.iter().copied().find(|(name, _)| is_meant(name))
+}
+
+/// Lets those subcommands into a transaction that ask for or note something; the others change what
+/// replies come.
+pub(super) fn check_queued(request: &Request<'_>) -> Result<(), CommandError> {
+    let queued = |(name, _): &(&str, i16)| QUEUED.contains(name);
+    let found = subcommand(request).filter(queued);
+    let (name, arity) = found.ok_or(CommandError::NotInTransaction)?;
+    match takes(arity, request.len()) {
+        true => Ok(()),
+        false => Err(CommandError::WrongArity(name)),
+    }
+}
 
 impl Proxy {
     /// Answers CLIENT.
@@ -42,15 +77,11 @@ impl Proxy {
         client: &Rc<Client>,
         request: &Request<'_>,
     ) -> Result<Step, CommandError> {
-        let is_meant = |name: &str| {
-            let member = name.strip_prefix("client|").unwrap_or(name);
-            member.as_bytes().eq_ignore_ascii_case(request.argument(1))
+        let Some((name, arity)) = subcommand(request) else {
+            return self.client_unknown(client, request);
         };
-        let found = SUBCOMMANDS.iter().find(|(name, _)| is_meant(name));
-        let Some(&(name, arity)) = found else { return self.client_unknown(client, request) };
         client.last_command.set(name);
-        let least = usize::from(arity.unsigned_abs());
-        if request.len() < least || arity > 0 && request.len() != least {
+        if !takes(arity, request.len()) {
             return Err(CommandError::WrongArity(name));
         }
         match name {

@@ -255,10 +255,7 @@ impl Proxy {
         // Who asks.
         self.permit(client, spec)?;
         // Whether Redis can be trusted with the profiles.
-        if let Some(hydration) = &self.hydration
-            && !hydration.is_trusted()
-            && let Some(gate) = self.touch(hydration, client, Some(spec), request)?
-        {
+        if let Some(gate) = self.touch(client, Some(spec), request)? {
             return Ok(Step::Load(gate));
         }
         // When: at once, or together with others.

@@ -11,7 +11,8 @@
 use std::rc::Rc;
 
 use super::{
-    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, slot::Part, write::has_pairs,
+    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client_command, slot::Part,
+    write::has_pairs,
 };
 use crate::{
     command::{self, Local, Refusal, Route, Spec, Transaction},
@@ -21,17 +22,6 @@ use crate::{
 
 /// Bytes that one transaction may queue.
 const QUEUED_BYTES_MAX: usize = 256 << 20;
-
-/// What CLIENT is asked inside a transaction, with arities as in the command table.
-const CLIENT: &[(&str, i16)] = &[
-    ("client|getname", 2),
-    ("client|getredir", 2),
-    ("client|id", 2),
-    ("client|info", 2),
-    ("client|list", -2),
-    ("client|setinfo", 4),
-    ("client|setname", 3),
-];
 
 /// The commands between MULTI and EXEC.
 #[derive(Debug, Default)]
@@ -209,7 +199,7 @@ impl Proxy {
             Route::Local(Local::Ping | Local::Echo) | Route::Transaction(Transaction::Unwatch) => {
                 Ok(())
             }
-            Route::Local(Local::Client) => check_client(request),
+            Route::Local(Local::Client) => client_command::check_queued(request),
             Route::Local(Local::Info) => Ok(()),
             Route::Local(Local::Acl) => self.check_acl(request),
             Route::Local(_) | Route::Transaction(_) => Err(CommandError::NotInTransaction),
@@ -366,21 +356,6 @@ impl Proxy {
             }
         });
         client.join_replies(queue.count);
-    }
-}
-
-/// Lets those subcommands pass that ask for or note something; the others change what replies come.
-fn check_client(request: &Request<'_>) -> Result<(), CommandError> {
-    let is_meant = |name: &str| {
-        let member = name.strip_prefix("client|").unwrap_or(name);
-        member.as_bytes().eq_ignore_ascii_case(request.argument(1))
-    };
-    let found = CLIENT.iter().find(|(name, _)| is_meant(name));
-    let &(name, arity) = found.ok_or(CommandError::NotInTransaction)?;
-    let least = usize::from(arity.unsigned_abs());
-    match request.len() < least || arity > 0 && request.len() != least {
-        true => Err(CommandError::WrongArity(name)),
-        false => Ok(()),
     }
 }
 

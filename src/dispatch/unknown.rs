@@ -35,10 +35,8 @@ impl Proxy {
         if self.goes_apart(client) {
             return self.run_errand(client, "unknown", Errand::default());
         }
-        if let Some(hydration) = &self.hydration
-            && !hydration.is_trusted()
-            && self.is_let_in(client)
-            && let Some(gate) = self.touch(hydration, client, None, request)?
+        if self.is_let_in(client)
+            && let Some(gate) = self.touch(client, None, request)?
         {
             return Ok(Step::Load(gate));
         }
