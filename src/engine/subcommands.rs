@@ -2,7 +2,7 @@
 //!
 //! Names and arities are those of Redis 7.0; a member without a handler is not in this store.
 
-use crate::resp::ReplyWriter;
+use crate::{command::takes, resp::ReplyWriter};
 
 use super::arguments::c_string;
 use super::{Call, Engine, Handler, QUOTED_BYTES_MAX, not_here, wrong_arguments};
@@ -32,8 +32,7 @@ impl Engine {
             unknown(call, reply);
             return Ok(());
         };
-        let least = usize::from(subcommand.arity.unsigned_abs());
-        if call.len() < least || subcommand.arity > 0 && call.len() != least {
+        if !takes(subcommand.arity, call.len()) {
             wrong_arguments(subcommand.name, reply);
             return Ok(());
         }
