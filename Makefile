@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test faults check fuzz bench test-needs check-compose run
+.PHONY: help test faults check fuzz bench instructions test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -8,6 +8,10 @@ help: ## list these commands
 
 test: test-needs ## install what the tests need, then run all of them
 	cargo test
+	cargo bench --bench instructions
+
+instructions: test-needs ## compare the instructions of fixed workloads with benches/instructions.txt
+	cargo bench --bench instructions
 
 SCHEDULES ?= 20
 SECONDS ?= 240

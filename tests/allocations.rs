@@ -3,6 +3,9 @@
 //! The proxy runs inside this process, so that a counting allocator sees it; Redis is a real one.
 //! Delivering to the database does allocate, on another thread and per batch, so it is put off.
 
+// Test code may stop at the first surprise; the lint knows only `#[test]` functions by itself.
+#![allow(clippy::unwrap_used)]
+
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -62,7 +65,6 @@ fn start_proxy(folder: &std::path::Path, redis: u16) -> u16 {
         upstream: Some(format!("redis://127.0.0.1:{redis}")),
         database: Some(format!("sqlite://{}", folder.join("profiles.db").display())),
         data_dir: Some(folder.join("data").display().to_string()),
-        ..Overrides::default()
     };
     let config = config::load(&overrides, |_| None).unwrap();
     std::thread::spawn(move || profile_proxy::app::run(&config).unwrap());
