@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::database::Database;
-use super::encoding::{fields_bytes, names_bytes};
+use super::encoding::{Fields, fields_bytes};
 use super::error::{FailureClass, SinkError};
 use super::fold::{Folded, Record, Row};
 use super::rows::{Part, Rows, Wanted};
@@ -146,7 +146,7 @@ impl History {
         let mut answers = Vec::with_capacity(asked.len());
         for (question, stored) in asked.iter().zip(stored) {
             let pending = pending.get(&question.key).map_or(&[][..], Vec::as_slice);
-            answers.push(stored.with(pending, question)?);
+            answers.push(stored.with(pending, question));
         }
         Ok(answers)
     }
@@ -244,12 +244,8 @@ struct Stored {
 
 impl Stored {
     /// Puts the answer together. A flush counts where there was something of the profile before it.
-    fn with(
-        mut self,
-        pending: &[(u64, Vec<u8>)],
-        question: &HistoryQuestion,
-    ) -> Result<Vec<HistoryEntry>, SinkError> {
-        let (changes, flushes) = pending_entries(self.row, self.row_has, pending)?;
+    fn with(mut self, pending: &[(u64, Vec<u8>)], question: &HistoryQuestion) -> Vec<HistoryEntry> {
+        let (changes, flushes) = pending_entries(self.row, self.row_has, pending);
         let known = |entries: &[HistoryEntry]| -> HashSet<u64> {
             entries.iter().map(|entry| entry.sequence).collect()
         };
@@ -264,7 +260,7 @@ impl Stored {
         entries.append(&mut older);
         let last = entries.iter().rposition(|(is_flush, _)| !is_flush);
         entries.truncate(last.map_or(0, |last| last + 1).min(question.entries_max));
-        Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+        entries.into_iter().map(|(_, entry)| entry).collect()
     }
 }
 
@@ -278,7 +274,7 @@ fn pending_entries(
     row: Row,
     row_has: u64,
     pending: &[(u64, Vec<u8>)],
-) -> Result<(Vec<HistoryEntry>, Vec<HistoryEntry>), SinkError> {
+) -> (Vec<HistoryEntry>, Vec<HistoryEntry>) {
     let records = pending.iter().filter(|(sequence, _)| *sequence > row_has);
     let records: Vec<Record<'_>> = records
         .filter_map(|(sequence, record)| match Entry::decode(record) {
@@ -294,17 +290,20 @@ fn pending_entries(
     folded.resolve(&records, &rows);
     let (mut changes, mut flushes) = (Vec::new(), Vec::new());
     for record in &records {
-        let (changed, removed) = folded.history_json(record);
+        let (changed, removed) = folded.history(record);
+        // Of two values for one field the later stands, as in the database.
+        let changed: Fields =
+            changed.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
         let entry = HistoryEntry {
             sequence: record.sequence,
             at_ms: record.change.at_ms,
             actor: record.change.actor.to_owned(),
             command: record.change.command.to_owned(),
-            changed: fields_bytes(&changed)?.into_iter().collect(),
-            removed: removed.as_deref().map_or(Ok(Vec::new()), names_bytes)?,
+            changed: changed.into_iter().collect(),
+            removed: removed.iter().map(|name| name.to_vec()).collect(),
             deleted: record.change.deleted,
         };
         if record.is_flush() { flushes.push(entry) } else { changes.push(entry) }
     }
-    Ok((changes, flushes))
+    (changes, flushes)
 }
