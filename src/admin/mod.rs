@@ -169,7 +169,7 @@ impl Admin {
         text.gauge("sink_waiting_records", help, waiting);
         let bytes = sink.waiting_bytes(journal);
         text.gauge("sink_waiting_bytes", "Bytes that the database has yet to get.", bytes);
-        let age = sink.oldest_undelivered_age_ms() as f64 / 1000.0;
+        let age = sink.oldest_undelivered_age_ms(journal) as f64 / 1000.0;
         text.seconds("sink_oldest_change_seconds", "Age of the oldest undelivered change.", age);
         expose_replay(text, journal, sink);
         text.counter("sink_changes_total", "Changes that the database has.", sink.changes());

@@ -194,7 +194,7 @@ fn about(listen: SocketAddr, started: Instant, admin: Arc<Admin>, sink: &'static
             delivered: status.delivered().0,
             undelivered: status.waiting_records(journal, journal.appended()),
             undelivered_bytes: status.waiting_bytes(journal),
-            oldest_undelivered_ms: status.oldest_undelivered_age_ms(),
+            oldest_undelivered_ms: status.oldest_undelivered_age_ms(journal),
             dead_letters: status.dead_letters(),
             quarantined_keys: status.quarantined_keys(),
         }

@@ -176,7 +176,11 @@ impl Status {
     /// The age of the oldest change that is read and not yet committed, in milliseconds; 0 when
     /// there is none.
     #[must_use]
-    pub fn oldest_undelivered_age_ms(&self) -> u64 {
+    pub fn oldest_undelivered_age_ms(&self, journal: &Journal) -> u64 {
+        // The cursor is published first.
+        if self.waiting_records(journal, journal.appended()) == 0 {
+            return 0;
+        }
         self.oldest_undelivered_at_ms().map_or(0, |at_ms| now_ms().saturating_sub(at_ms))
     }
 
