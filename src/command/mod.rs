@@ -103,7 +103,7 @@ pub enum Route {
 
 /// Commands that the proxy answers, some of them with what the upstream says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the command of that name")]
+#[expect(missing_docs, reason = "each is the command of that name; `ProfileX` is PROFILE.X")]
 pub enum Local {
     Acl,
     Auth,
@@ -113,6 +113,10 @@ pub enum Local {
     Hello,
     Info,
     Ping,
+    ProfileHelp,
+    ProfileHistory,
+    ProfileStatus,
+    ProfileWait,
     Quit,
     Reset,
     Select,

@@ -232,10 +232,11 @@ impl Outcome {
         let Some(key) = Entry::decode_key(note) else { return };
         let unchecked =
             write.warned || matches!(write.capture, Capture::Replaced | Capture::Scripted);
-        let mut look = Look { ticket, unchecked };
+        let mut look = Look { ticket, unchecked, awaited: write.awaited };
         if let Some((earlier, _)) = looks.get(key) {
             self.ledger.borrow_mut().void(earlier.ticket);
             look.unchecked |= earlier.unchecked;
+            look.awaited |= earlier.awaited;
         }
         looks.insert(key, (look, note));
     }
@@ -248,7 +249,7 @@ impl Outcome {
         mut bytes: &[u8],
     ) -> &'n [u8] {
         let answer = take_note(&mut notes);
-        for Look { ticket, unchecked } in looks {
+        for Look { ticket, unchecked, .. } in looks {
             let note = take_note(&mut notes);
             if !self.snapshot(*ticket, note, bytes) {
                 let key = Entry::decode_key(note);

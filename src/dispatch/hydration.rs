@@ -131,6 +131,11 @@ impl Hydration {
         self.trusted.get()
     }
 
+    /// Returns the role of the Redis of this epoch; nothing before the first link.
+    pub(super) fn role(&self) -> Option<String> {
+        self.state.borrow().record.as_ref().map(|record| record.epoch.role.clone())
+    }
+
     /// Returns the number of the current round of checks; what belongs to another is void.
     pub(super) fn generation(&self) -> u64 {
         self.state.borrow().residency.generation()

@@ -5,6 +5,7 @@
 //! the business of [`Outcome`]. Order per client holds because the lane has one order, the proxy's
 //! own replies take their place in it, and lane and private link never owe replies together.
 
+mod arrival;
 mod block;
 mod capture;
 mod check;
@@ -19,6 +20,7 @@ mod forward;
 mod gate;
 mod hydration;
 mod info;
+mod late;
 mod ledger;
 mod lexicon;
 mod load;
@@ -26,6 +28,7 @@ mod local;
 mod outbox;
 mod outcome;
 mod private;
+mod profile_command;
 mod recovery;
 mod retention;
 mod script;
@@ -36,6 +39,7 @@ mod unknown;
 mod warm;
 mod write;
 
+pub use arrival::Arrivals;
 pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::{Clients, Clock};
@@ -43,6 +47,7 @@ pub use error::{Applied, CommandError, JournalTrouble};
 pub use gate::Gate;
 pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
+pub use late::Late;
 pub use ledger::{InDoubt, Ledger};
 pub use outcome::{Outcome, now_ms};
 pub use private::{Effect, Errand, Hold};
@@ -111,6 +116,7 @@ pub struct Proxy {
     about: Option<About>,
     /// Which profiles may be used as Redis holds them; nothing on the embedded store.
     pub hydration: Option<Rc<Hydration>>,
+    arrivals: Option<Rc<Arrivals>>,
     retention: Rc<RefCell<Retention>>,
     lexicon: Rc<RefCell<Lexicon>>,
     replies: RefCell<Vec<u8>>,
@@ -133,6 +139,8 @@ pub enum Step {
     Link,
     /// Send the request over the client's private link.
     Private(Errand),
+    /// Wait for the reply to the request.
+    Late(Late),
     /// Run a check that takes long on another thread, then run the same request again.
     Verify(CostlyCheck),
     /// End once the client has all its replies.
@@ -165,6 +173,7 @@ impl Proxy {
             allow_debug: false,
             about: None,
             hydration: None,
+            arrivals: None,
             retention,
             lexicon,
             replies: RefCell::default(),
@@ -189,6 +198,12 @@ impl Proxy {
     #[must_use]
     pub fn with_about(self, about: About) -> Self {
         Self { about: Some(about), ..self }
+    }
+
+    /// Lets clients ask and wait for the database.
+    #[must_use]
+    pub fn with_arrivals(self, arrivals: Rc<Arrivals>) -> Self {
+        Self { arrivals: Some(arrivals), ..self }
     }
 
     /// Lets profiles be checked before they are used, after Redis was changed or restarted.

@@ -4,16 +4,23 @@
 //! to the journal in one write, and only then are the outboxes let go. When that write fails, the
 //! outboxes are wound back and each of those commands is told that its outcome is unknown.
 
-use std::{borrow::Cow, cell::RefCell, rc::Rc, time::SystemTime};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    rc::Rc,
+    time::{Instant, SystemTime},
+};
 
+use tokio::sync::Notify;
 use tracing::error;
 
 use super::{
+    arrival::{Arrivals, Run},
     client::Client,
     error::{CommandError, JournalTrouble},
     hydration::Hydration,
     info::join,
-    ledger::Ledger,
+    ledger::{Ledger, Progress},
     lexicon::Lexicon,
     retention::Retention,
     slot::{Part, Slot, WriteSlot, take_note},
@@ -52,6 +59,13 @@ pub struct Outcome {
     pub(super) blocks: Rc<()>,
     /// Nothing on the embedded store.
     hydration: Option<Rc<Hydration>>,
+    arrivals: Option<Rc<Arrivals>>,
+    /// Clients with replies that wait for the database.
+    awaiting: Vec<Rc<Client>>,
+    /// There are more of them than before.
+    awaited: Rc<Notify>,
+    /// One of them was added in this turn, so the journal should not wait for the next second.
+    in_hurry: bool,
 }
 
 impl Outcome {
@@ -81,7 +95,17 @@ impl Outcome {
             snapshots_open: 0,
             blocks: Rc::default(),
             hydration: None,
+            arrivals: None,
+            awaiting: Vec::new(),
+            awaited: Rc::default(),
+            in_hurry: false,
         }
+    }
+
+    /// Lets replies wait for the database, and notes what each client has changed.
+    #[must_use]
+    pub fn with_arrivals(self, arrivals: Rc<Arrivals>) -> Self {
+        Self { arrivals: Some(arrivals), ..self }
     }
 
     /// Lets `hydration` decide at each new link what can be trusted.
@@ -125,6 +149,33 @@ impl Outcome {
         });
     }
 
+    /// Lets go what the database has, and what has waited for it for too long; returns when there is
+    /// more of the latter.
+    pub fn release_arrived(&mut self) -> Option<Instant> {
+        let arrivals = self.arrivals.as_deref()?;
+        let late = match self.journal.is_poisoned() {
+            // What is not on the disk now may be lost with the machine, and never arrives.
+            true => CommandError::Journal(JournalTrouble::LostOutcome),
+            false => CommandError::NotInDatabase,
+        };
+        let label = late.label();
+        let line = |error: &CommandError| format!("-{error}\r\n").into_bytes();
+        let (refused, late) = (line(&CommandError::SetAside), line(&late));
+        let (now, mut next, mut errors) = (Instant::now(), None::<Instant>, 0);
+        self.awaiting.retain(|client| {
+            let deadline = client.arrive(arrivals, now, &refused, &late, &mut errors);
+            next = next.into_iter().chain(deadline).min();
+            deadline.is_some()
+        });
+        (0..errors).for_each(|_| self.metrics.error(label));
+        next
+    }
+
+    /// Tells when a client begins to wait for the database.
+    pub fn awaited(&self) -> Rc<Notify> {
+        Rc::clone(&self.awaited)
+    }
+
     /// Asks what became of the writes in doubt. A flush waits for blocks that may still write, and
     /// everything else waits for the flush.
     fn ask_for_doubts(&mut self, batch: &mut Batch<Slot>) {
@@ -145,6 +196,32 @@ impl Outcome {
     pub(super) fn answer(&mut self, client: &Rc<Client>, reply: &[u8]) {
         self.touch(client);
         client.push(reply, 1);
+    }
+
+    /// Appends the reply to what may have changed profiles, and notes what has been changed since
+    /// `before`. A reply that waits for the database does not if nothing was.
+    fn answer_change(
+        &mut self,
+        client: &Rc<Client>,
+        reply: &[u8],
+        before: Progress,
+        awaited: bool,
+    ) {
+        let after = self.ledger.borrow().progress();
+        let (Some(run), Some(arrivals)) = (Run::between(before, after), &self.arrivals) else {
+            return self.answer(client, reply);
+        };
+        client.changed(run, arrivals);
+        if !awaited {
+            return self.answer(client, reply);
+        }
+        let deadline = Instant::now() + arrivals.ack_timeout;
+        self.in_hurry = true;
+        self.touch(client);
+        if client.push_awaited(reply, run, deadline) {
+            self.awaiting.push(Rc::clone(client));
+            self.awaited.notify_one();
+        }
     }
 
     pub(super) fn answer_error(&mut self, client: &Rc<Client>, error: &CommandError) {
@@ -201,20 +278,22 @@ impl Receiver for Outcome {
                 self.reply = answer;
             }
             Slot::Write { client, write } => {
+                let before = self.ledger.borrow().progress();
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
                 self.write(write, client.protocol.get(), notes, bytes, &mut answer);
                 client.received(count);
-                self.answer(client, &answer);
+                self.answer_change(client, &answer, before, write.awaited);
                 self.reply = answer;
             }
             Slot::Transaction { client, parts, replies, .. } => {
                 let exec = &explained(reply_at(bytes, replies - 1), bytes);
+                let before = self.ledger.borrow().progress();
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
                 self.transaction(client.protocol.get(), parts, notes, exec, &mut answer);
                 client.received(count);
-                self.answer(client, &answer);
+                self.answer_change(client, &answer, before, parts.iter().any(Part::is_awaited));
                 self.reply = answer;
             }
             Slot::AnyProfile { ticket } => {
@@ -237,9 +316,10 @@ impl Receiver for Outcome {
                 }
             }
             Slot::Executed { client, looks, .. } => {
+                let before = self.ledger.borrow().progress();
                 let answer = self.look(looks, notes, bytes);
                 client.received(count);
-                self.answer(client, answer);
+                self.answer_change(client, answer, before, looks.iter().any(|look| look.awaited));
             }
             // Whether the link was still there makes no difference.
             Slot::Fence => {}
@@ -322,6 +402,9 @@ impl Receiver for Outcome {
                 self.held.push(Rc::clone(&client));
             }
             client.flush();
+        }
+        if std::mem::take(&mut self.in_hurry) {
+            self.ledger.borrow().sync_soon();
         }
         self.metrics.in_doubt.set(self.ledger.borrow().in_doubt().len() as u64);
     }

@@ -19,7 +19,7 @@ use tokio::{
 use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
-    dispatch::{Client, CommandError, Gate, Step, Wanted},
+    dispatch::{Client, CommandError, Gate, Late, Step, Wanted},
     resp::Scanner,
     upstream::UpstreamError,
 };
@@ -45,6 +45,8 @@ pub(super) struct Connection {
     /// Runs while input has to wait because the journal fills up.
     pause: Option<Pin<Box<Sleep>>>,
     private: Option<Private>,
+    /// The reply to the last request, if it is not known yet.
+    late: Option<Late>,
     /// Why the private link could not be had that the next request needs.
     linkless: Option<CommandError>,
 }
@@ -61,6 +63,8 @@ enum Pause {
     Link,
     /// Profiles have to be checked.
     Load(Rc<Gate>),
+    /// The reply to the last request is not known yet.
+    Late(Late),
     /// The connection ends when the replies are out.
     End,
 }
@@ -88,6 +92,7 @@ impl Connection {
             ending: false,
             pause: None,
             private: None,
+            late: None,
             linkless: None,
         }
     }
@@ -127,7 +132,10 @@ impl Connection {
                     // Behind a QUIT or a protocol error nothing is run any more.
                     if !self.ending {
                         self.receive_last()?;
-                        self.take_and_act(0).await;
+                        match &self.late {
+                            Some(late) => late.hurry(),
+                            None => self.take_and_act(0).await,
+                        }
                     }
                 }
                 received = receive(&mut self.read, &self.shared),
@@ -135,10 +143,10 @@ impl Connection {
                 {
                     match received? {
                         // Whoever is blocked and leaves must not take what comes then.
-                        0 if client.hold.get().blocking > 0 => return Ok(()),
+                        0 if client.hold.get().blocking > 0 || self.late.is_some() => return Ok(()),
                         // The client says no more, but may still listen for what it has asked.
                         0 => self.end(),
-                        count if self.waits == Wanted::Nothing => self.take_and_act(count).await,
+                        count if self.is_ready() => self.take_and_act(count).await,
                         count => self.keep(count),
                     }
                 }
@@ -149,6 +157,12 @@ impl Connection {
                     client.flush();
                 }
                 heard = hear(&mut self.private) => self.pass_on(heard),
+                answer = learn(&mut self.late) => {
+                    self.late = None;
+                    self.shared.proxy.answer_late(&client, answer);
+                    // What has been sent meanwhile is run as soon as no pause is in the way.
+                    self.waits = Wanted::Room;
+                }
             }
         }
     }
@@ -176,10 +190,17 @@ impl Connection {
         }
     }
 
+    /// Tells whether the next request can be run when it is here.
+    fn is_ready(&self) -> bool {
+        self.waits == Wanted::Nothing && self.late.is_none()
+    }
+
     /// Tells whether input may be read.
     fn listens(&self) -> bool {
         match self.waits {
             _ if self.ending || self.pause.is_some() => false,
+            // Reading on is how it is noticed that the client has left.
+            _ if self.late.is_some() => self.pending.len() < HELD_BYTES_MAX,
             Wanted::Nothing => true,
             _ => self.client.hold.get().owed > 0 && self.pending.len() < HELD_BYTES_MAX,
         }
@@ -257,6 +278,12 @@ impl Connection {
                     self.load(&gate).await;
                     pause = self.take(0);
                     continue;
+                }
+                Pause::Late(late) => {
+                    if self.draining {
+                        late.hurry();
+                    }
+                    self.late = Some(late);
                 }
                 Pause::End => self.end(),
             }
@@ -354,6 +381,7 @@ impl Connection {
                     }
                     Step::Drain => return (used, Pause::Replies(Wanted::Drained)),
                     Step::Load(gate) => return (used, Pause::Load(gate)),
+                    Step::Late(late) => return (used + length, Pause::Late(late)),
                     Step::Verify(check) => return (used, Pause::Check(check)),
                     Step::Close => return (used, Pause::End),
                 }
@@ -387,6 +415,14 @@ impl Connection {
 async fn end(pause: &mut Option<Pin<Box<Sleep>>>) {
     match pause {
         Some(pause) => pause.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a reply that is not known yet.
+async fn learn(late: &mut Option<Late>) -> Result<Vec<u8>, CommandError> {
+    match late {
+        Some(late) => late.answer().await,
         None => std::future::pending().await,
     }
 }
