@@ -22,7 +22,7 @@ use crate::{
     journal::{Journal, SyncMode},
     metrics::Metrics,
     profile::Entry,
-    resp::{first_error, reply_at},
+    resp::first_error,
     schema::{Schema, Violation},
     upstream::{Batch, Failure, Receiver, Server},
 };
@@ -46,6 +46,8 @@ pub struct Outcome {
     always: bool,
     /// The log names the failure of the journal once.
     told_of_poison: bool,
+    /// The log names a refusal of MULTI once for each link.
+    told_of_refused_multi: bool,
     /// Profiles that are being read back on the link.
     pub(super) snapshots_open: usize,
     /// Each transaction on a private link has a share of it until its EXEC is answered.
@@ -77,6 +79,7 @@ impl Outcome {
             lexicon: Rc::default(),
             warned: Vec::new(),
             told_of_poison: false,
+            told_of_refused_multi: false,
             always: sync == SyncMode::Always,
             snapshots_open: 0,
             blocks: Rc::default(),
@@ -123,6 +126,12 @@ impl Outcome {
             client.unhold(durable);
             client.holds()
         });
+    }
+
+    pub(super) fn tell_of_refused_multi(&mut self) {
+        if !std::mem::replace(&mut self.told_of_refused_multi, true) {
+            error!("Redis refuses MULTI to its user; the commands of a transaction run one by one");
+        }
     }
 
     /// Asks what became of the writes in doubt. A flush waits for blocks that may still write, and
@@ -208,11 +217,10 @@ impl Receiver for Outcome {
                 self.answer(client, &answer);
                 self.reply = answer;
             }
-            Slot::Transaction { client, parts, replies, .. } => {
-                let exec = &explained(reply_at(bytes, replies - 1), bytes);
+            Slot::Transaction { client, parts, .. } => {
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
-                self.transaction(client.protocol.get(), parts, notes, exec, &mut answer);
+                self.transaction(client.protocol.get(), parts, notes, bytes, &mut answer);
                 client.received(count);
                 self.answer(client, &answer);
                 self.reply = answer;
@@ -329,6 +337,7 @@ impl Receiver for Outcome {
     fn recover(&mut self, batch: &mut Batch<Slot>, server: &Server) {
         self.retention.borrow_mut().forget_all();
         self.lexicon.borrow_mut().forget_all();
+        self.told_of_refused_multi = false;
         // What another Redis than this one was sent cannot be read back here: an absent profile
         // would be taken for a deleted one. What is journaled stands, and the profile is checked
         // against that.

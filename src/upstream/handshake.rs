@@ -138,6 +138,10 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
     let keys = integer(&talk.ask(&["DBSIZE"]).await?);
     let server = Server::parse(&info, keys.and_then(|keys| u64::try_from(keys).ok()));
     talk.must(&["PING"]).await?;
+    // Without the right to them transactions would fall into pieces, also those that bring a profile
+    // back. The refusal names the command.
+    talk.must(&["MULTI"]).await?;
+    talk.must(&["EXEC"]).await?;
     // The names of connections are for the fence below. An ACL may withhold the command; then an
     // older link ends when its socket does.
     let named = talk.ask(&["CLIENT", "SETNAME", name]).await?;

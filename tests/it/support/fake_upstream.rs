@@ -184,6 +184,8 @@ pub(crate) fn handshake_reply(request: &[Vec<u8>]) -> Vec<u8> {
         (b"INFO", _) => format!("${}\r\n{info}\r\n", info.len()).into_bytes(),
         (b"DBSIZE", _) => b":0\r\n".to_vec(),
         (b"PING", _) => b"+PONG\r\n".to_vec(),
+        (b"MULTI", _) => b"+OK\r\n".to_vec(),
+        (b"EXEC", _) => b"*0\r\n".to_vec(),
         (b"CLIENT", b"ID") => b":7\r\n".to_vec(),
         (b"CLIENT", b"LIST") => b"$0\r\n\r\n".to_vec(),
         _ => panic!("not a request of the handshake: {}", shown(&request.concat())),
