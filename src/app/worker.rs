@@ -120,7 +120,8 @@ impl Worker<'_> {
                     ended.child_token(),
                 );
                 spawn_local(carry);
-                let pool = Pool::new(redis_address(address), lane_config(self.config), name);
+                let (address, config) = (redis_address(address), lane_config(self.config));
+                let pool = Pool::new(address, config, name, lane.home());
                 (Upstream::Redis(lane), Some(pool))
             }
         };

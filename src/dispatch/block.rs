@@ -104,6 +104,11 @@ impl Proxy {
         let exec = &explained(exec, refusal);
         let protocol = client.protocol.get();
         let mut outcome = self.outcome.borrow_mut();
+        if self.is_past(block) {
+            outcome.lose_block(block, Failure::NotSent);
+            outcome.answer_error(client, &CommandError::OutcomeUnknown);
+            return outcome.settle();
+        }
         let mut answer = Vec::new();
         let looks = outcome.read_block(protocol, block, exec, &mut answer);
         if looks.is_empty() {
@@ -134,14 +139,18 @@ impl Proxy {
         lane.wake();
     }
 
+    /// Tells whether a block was sent in an earlier epoch: this Redis cannot tell what it has done, and
+    /// ids of connections mean others here. What is journaled stands.
+    fn is_past(&self, block: &Block) -> bool {
+        let first = self.hydration.as_ref().map_or(0, |hydration| hydration.first_ticket());
+        block.tickets().any(|(ticket, _)| ticket < first)
+    }
+
     /// Takes the news that EXEC will not be answered: its link is lost, or its client has left.
     pub fn lost(&self, block: &Block, link_id: u64) {
         let Upstream::Redis(lane) = &self.upstream else { return };
         let mut outcome = self.outcome.borrow_mut();
-        // The block went to another Redis than the lane's: this one cannot tell what it has done, and
-        // ids of connections mean others here. What is journaled stands.
-        let first = self.hydration.as_ref().map_or(0, |hydration| hydration.first_ticket());
-        if block.tickets().any(|(ticket, _)| ticket < first) {
+        if self.is_past(block) {
             return outcome.lose_block(block, Failure::NotSent);
         }
         outcome.lose_block(block, Failure::Unknown);

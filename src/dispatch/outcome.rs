@@ -343,6 +343,7 @@ impl Receiver for Outcome {
         // against that.
         let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
         self.ledger.borrow_mut().forsake(first_ticket);
+        self.settle();
         self.ask_for_doubts(batch);
     }
 

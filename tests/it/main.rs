@@ -30,6 +30,7 @@ mod known_bugs;
 mod link_faults;
 mod local_replies;
 mod mixed_load;
+mod moved_address;
 mod private;
 mod readme_commands;
 mod shutdown;
