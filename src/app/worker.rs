@@ -194,7 +194,7 @@ async fn distrust(
 ) {
     loop {
         if *replaced.borrow_and_update() {
-            hydration.database_replaced().await;
+            hydration.database_replaced();
         }
         match ended.run_until_cancelled(replaced.changed()).await {
             Some(Ok(())) => {}

@@ -9,6 +9,7 @@ use std::{borrow::Cow, cell::RefCell, rc::Rc, time::SystemTime};
 use tracing::error;
 
 use super::{
+    block::OpenBlocks,
     client::Client,
     error::{CommandError, JournalTrouble},
     hydration::Hydration,
@@ -50,8 +51,8 @@ pub struct Outcome {
     told_of_refused_multi: bool,
     /// Profiles that are being read back on the link.
     pub(super) snapshots_open: usize,
-    /// Each transaction on a private link has a share of it until its EXEC is answered.
-    pub(super) blocks: Rc<()>,
+    /// The transactions on private links.
+    pub(super) blocks: Rc<OpenBlocks>,
     /// Nothing on the embedded store.
     hydration: Option<Rc<Hydration>>,
 }
@@ -90,7 +91,8 @@ impl Outcome {
     /// Lets `hydration` decide at each new link what can be trusted.
     #[must_use]
     pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
-        Self { hydration, ..self }
+        let blocks = hydration.as_ref().map(|hydration| Rc::clone(&hydration.blocks));
+        Self { hydration, blocks: blocks.unwrap_or_default(), ..self }
     }
 
     /// Returns what the retention policy remembers, which a lost link makes void.
@@ -138,7 +140,7 @@ impl Outcome {
     /// everything else waits for the flush.
     fn ask_for_doubts(&mut self, batch: &mut Batch<Slot>) {
         let ledger = self.ledger.borrow();
-        if Rc::strong_count(&self.blocks) == 1 || !ledger.flush_in_doubt() {
+        if self.blocks.is_empty() || !ledger.flush_in_doubt() {
             super::recovery::ask(&ledger, &self.schema, batch);
         }
         self.snapshots_open = batch.slots.len();

@@ -33,6 +33,7 @@ mod mixed_load;
 mod moved_address;
 mod private;
 mod readme_commands;
+mod replaced_database;
 mod shutdown;
 mod sideways;
 mod support;
