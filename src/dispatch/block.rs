@@ -77,7 +77,7 @@ impl Drop for OpenBlock {
     fn drop(&mut self) {
         self.0.count.set(self.0.count.get().saturating_sub(1));
         if self.0.is_empty() {
-            self.0.none.notify_one();
+            self.0.none.notify_waiters();
         }
     }
 }
