@@ -142,7 +142,8 @@ impl Worker<'_> {
                     ended.child_token(),
                 );
                 spawn_local(carry);
-                let pool = Pool::new(redis_address(address), lane_config(self.config), name);
+                let (address, config) = (redis_address(address), lane_config(self.config));
+                let pool = Pool::new(address, config, name, lane.home());
                 (Upstream::Redis(lane), Some(pool))
             }
         };
@@ -249,7 +250,7 @@ async fn distrust(
 ) {
     loop {
         if *replaced.borrow_and_update() {
-            hydration.database_replaced().await;
+            hydration.database_replaced();
         }
         match ended.run_until_cancelled(replaced.changed()).await {
             Some(Ok(())) => {}

@@ -16,6 +16,7 @@ use tracing::error;
 
 use super::{
     arrival::{Arrivals, Run},
+    block::OpenBlocks,
     client::Client,
     error::{CommandError, JournalTrouble},
     hydration::Hydration,
@@ -29,7 +30,7 @@ use crate::{
     journal::{Journal, SyncMode},
     metrics::Metrics,
     profile::Entry,
-    resp::{first_error, reply_at},
+    resp::first_error,
     schema::{Schema, Violation},
     upstream::{Batch, Failure, Receiver, Server},
 };
@@ -53,10 +54,12 @@ pub struct Outcome {
     always: bool,
     /// The log names the failure of the journal once.
     told_of_poison: bool,
+    /// The log names a refusal of MULTI once for each link.
+    told_of_refused_multi: bool,
     /// Profiles that are being read back on the link.
     pub(super) snapshots_open: usize,
-    /// Each transaction on a private link has a share of it until its EXEC is answered.
-    pub(super) blocks: Rc<()>,
+    /// The transactions on private links.
+    pub(super) blocks: Rc<OpenBlocks>,
     /// Nothing on the embedded store.
     hydration: Option<Rc<Hydration>>,
     arrivals: Option<Rc<Arrivals>>,
@@ -91,6 +94,7 @@ impl Outcome {
             lexicon: Rc::default(),
             warned: Vec::new(),
             told_of_poison: false,
+            told_of_refused_multi: false,
             always: sync == SyncMode::Always,
             snapshots_open: 0,
             blocks: Rc::default(),
@@ -111,7 +115,8 @@ impl Outcome {
     /// Lets `hydration` decide at each new link what can be trusted.
     #[must_use]
     pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
-        Self { hydration, ..self }
+        let blocks = hydration.as_ref().map(|hydration| Rc::clone(&hydration.blocks));
+        Self { hydration, blocks: blocks.unwrap_or_default(), ..self }
     }
 
     /// Returns what the retention policy remembers, which a lost link makes void.
@@ -176,11 +181,17 @@ impl Outcome {
         Rc::clone(&self.awaited)
     }
 
+    pub(super) fn tell_of_refused_multi(&mut self) {
+        if !std::mem::replace(&mut self.told_of_refused_multi, true) {
+            error!("Redis refuses MULTI to its user; the commands of a transaction run one by one");
+        }
+    }
+
     /// Asks what became of the writes in doubt. A flush waits for blocks that may still write, and
     /// everything else waits for the flush.
     fn ask_for_doubts(&mut self, batch: &mut Batch<Slot>) {
         let ledger = self.ledger.borrow();
-        if Rc::strong_count(&self.blocks) == 1 || !ledger.flush_in_doubt() {
+        if self.blocks.is_empty() || !ledger.flush_in_doubt() {
             super::recovery::ask(&ledger, &self.schema, batch);
         }
         self.snapshots_open = batch.slots.len();
@@ -286,12 +297,11 @@ impl Receiver for Outcome {
                 self.answer_change(client, &answer, before, write.awaited);
                 self.reply = answer;
             }
-            Slot::Transaction { client, parts, replies, .. } => {
-                let exec = &explained(reply_at(bytes, replies - 1), bytes);
+            Slot::Transaction { client, parts, .. } => {
                 let before = self.ledger.borrow().progress();
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
-                self.transaction(client.protocol.get(), parts, notes, exec, &mut answer);
+                self.transaction(client.protocol.get(), parts, notes, bytes, &mut answer);
                 client.received(count);
                 self.answer_change(client, &answer, before, parts.iter().any(Part::is_awaited));
                 self.reply = answer;
@@ -412,11 +422,13 @@ impl Receiver for Outcome {
     fn recover(&mut self, batch: &mut Batch<Slot>, server: &Server) {
         self.retention.borrow_mut().forget_all();
         self.lexicon.borrow_mut().forget_all();
+        self.told_of_refused_multi = false;
         // What another Redis than this one was sent cannot be read back here: an absent profile
         // would be taken for a deleted one. What is journaled stands, and the profile is checked
         // against that.
         let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
         self.ledger.borrow_mut().forsake(first_ticket);
+        self.settle();
         self.ask_for_doubts(batch);
     }
 

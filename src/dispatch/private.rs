@@ -25,6 +25,8 @@ pub struct Hold {
     pub linked: bool,
     /// The id of that link at Redis.
     pub link_id: u64,
+    /// That link is known to be at the Redis of the lane.
+    pub proved: bool,
     /// Replies that the link owes.
     pub owed: u32,
     /// Those of them that may change what it holds.
@@ -61,8 +63,8 @@ impl Hold {
     /// Returns what is left when everything that the link remembers is given up.
     #[must_use]
     pub(super) fn emptied(&self) -> Self {
-        let &Self { linked, link_id, redirected_to, .. } = self;
-        Self { linked, link_id, redirected_to, ..Self::default() }
+        let &Self { linked, link_id, proved, redirected_to, .. } = self;
+        Self { linked, link_id, proved, redirected_to, ..Self::default() }
     }
 
     /// Tells whether the link remembers anything that would be lost with it.
@@ -178,8 +180,15 @@ impl Proxy {
         if client.in_flight() > 0 {
             return Ok(Step::Drain);
         }
-        if client.hold.get().linked {
-            return Ok(Step::Private(errand));
+        let hold = client.hold.get();
+        if hold.linked {
+            // What EXEC writes there has to be where the lane reads it.
+            let astray = errand.effect == Effect::Watches && !hold.proved;
+            return if astray {
+                Err(CommandError::UpstreamDown)
+            } else {
+                Ok(Step::Private(errand))
+            };
         }
         match lane.state() {
             LinkState::Up => Ok(Step::Link),

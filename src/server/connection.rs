@@ -305,6 +305,12 @@ impl Connection {
         if self.client.is_closed() {
             return Pause::End;
         }
+        if self.private.as_ref().is_some_and(Private::is_left_behind) {
+            self.lose_link();
+            if self.ending {
+                return Pause::End;
+            }
+        }
         let shared = Rc::clone(&self.shared);
         let tickets = shared.proxy.ledger.borrow().next_ticket();
         let input = shared.input.borrow();

@@ -10,7 +10,9 @@
 //! unasked             RESP3: pushes; RESP2: messages while subscribed; lines of MONITOR
 //! ```
 
-use std::{collections::VecDeque, iter::repeat_n, rc::Rc};
+use std::{collections::VecDeque, iter::repeat_n, rc::Rc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     dispatch::{Block, Client, CommandError, Effect, Errand, Hold, Proxy},
@@ -44,6 +46,7 @@ pub(super) struct Private {
     protocol: Protocol,
     /// The link bears the name of the lane.
     named: bool,
+    reply_timeout: Duration,
     awaited: Option<Awaited>,
 }
 
@@ -55,6 +58,8 @@ struct Awaited {
     /// The first error that was said to a command of the block instead of `QUEUED`.
     refusal: Vec<u8>,
     exec: Option<Vec<u8>>,
+    /// When Redis has said something last, or EXEC was put on the link.
+    heard_at: Instant,
 }
 
 impl Drop for Awaited {
@@ -72,11 +77,17 @@ impl Private {
             UpstreamError::TooMany => CommandError::TooManyLinks,
             _ => CommandError::UpstreamDown,
         })?;
-        client.note(|hold| *hold = Hold { linked: true, link_id: link.id(), ..Hold::default() });
-        let expected = VecDeque::new();
-        let protocol = Protocol::Resp2;
-        let client = Rc::clone(client);
-        let mut private = Self { client, link, expected, protocol, named: false, awaited: None };
+        let (link_id, proved) = (link.id(), link.is_proved());
+        client.note(|hold| *hold = Hold { linked: true, link_id, proved, ..Hold::default() });
+        let mut private = Self {
+            client: Rc::clone(client),
+            link,
+            expected: VecDeque::new(),
+            protocol: Protocol::Resp2,
+            named: false,
+            reply_timeout: pool.reply_timeout(),
+            awaited: None,
+        };
         private.speak();
         Ok(private)
     }
@@ -104,8 +115,8 @@ impl Private {
             self.expected.extend(repeat_n(Expected::Ignored, block.queued() as usize));
             self.client.note(|hold| hold.watching = false);
             let (proxy, link_id) = (Rc::clone(proxy), self.link.id());
-            let (block, refusal) = (Some(block), Vec::new());
-            self.awaited = Some(Awaited { proxy, link_id, block, refusal, exec: None });
+            let (block, refusal, heard_at) = (Some(block), Vec::new(), Instant::now());
+            self.awaited = Some(Awaited { proxy, link_id, block, refusal, exec: None, heard_at });
         }
         // WAIT is about the last write that its connection has seen, and the client's writes may
         // have gone over the lane; any command brings the link up to date.
@@ -142,9 +153,18 @@ impl Private {
         self.link.flush()
     }
 
-    /// Waits for Redis to say something. Nothing is lost when the wait is given up.
+    /// Tells whether the lane is at another Redis than this link.
+    pub(super) fn is_left_behind(&self) -> bool {
+        self.link.is_left_behind()
+    }
+
+    /// Waits for Redis to say something; while EXEC is awaited, no longer than the lane waits for a
+    /// reply. Nothing is lost when the wait is given up.
     pub(super) async fn receive(&mut self) -> Result<(), UpstreamError> {
-        self.link.receive().await
+        let Some(awaited) = &self.awaited else { return self.link.receive().await };
+        let overdue = awaited.heard_at + self.reply_timeout;
+        let received = timeout_at(overdue, self.link.receive()).await;
+        received.unwrap_or(Err(UpstreamError::Timeout))
     }
 
     /// Hands what was received to the client.
@@ -152,6 +172,9 @@ impl Private {
         let Self { client, link, expected, awaited, .. } = self;
         let result = link.hand_over(|reply| deliver(client, expected, awaited, reply));
         client.note(|hold| count(hold, expected));
+        if let Some(awaited) = awaited {
+            awaited.heard_at = Instant::now();
+        }
         if let Some(mut awaited) = awaited.take_if(|awaited| awaited.exec.is_some())
             && let (Some(block), Some(exec)) = (awaited.block.take(), &awaited.exec)
         {

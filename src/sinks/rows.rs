@@ -24,11 +24,12 @@ const PG_LIVE_FROM: &str = "\
     select key, fields::text, expires_at, deleted_at is not null, source, sequence \
     from profiles where key >= $1 and deleted_at is null order by key limit $2";
 
-/// What was set aside before the last flush does not count any more.
+/// What was set aside before the last flush says no more than that the profile was there.
 const PG_LETTERS: &str = "\
-    select key, sequence, record from dead_letters \
-    where source = $1 and key = any($2) and sequence > coalesce((select max(sequence) \
-        from history where source = $1 and key = '*' and kind = '*'), 0) order by sequence";
+    select d.key, d.sequence, case when d.sequence > flush.at then d.record end \
+    from dead_letters d, (select coalesce(max(sequence), 0) as at \
+        from history where source = $1 and key = '*' and kind = '*') as flush \
+    where d.source = $1 and d.key = any($2) order by d.sequence";
 
 /// The newest changes of one key in one journal; a flush is told apart by its kind.
 const PG_HISTORY: &str = "\
@@ -61,10 +62,11 @@ const SQLITE_LIVE_FROM: &str = "\
     from profiles where key >= ?1 and deleted_at is null order by key limit ?2";
 
 const SQLITE_LETTERS: &str = "\
-    select d.key, d.sequence, d.record from json_each(?2) as wanted \
-    join dead_letters d on d.key = wanted.value where d.source = ?1 \
-        and d.sequence > coalesce((select max(sequence) from history \
-        where source = ?1 and key = '*' and kind = '*'), 0) order by d.sequence";
+    select d.key, d.sequence, case when d.sequence > flush.at then d.record end \
+    from json_each(?2) as wanted join dead_letters d on d.key = wanted.value, \
+        (select coalesce(max(sequence), 0) as at \
+        from history where source = ?1 and key = '*' and kind = '*') as flush \
+    where d.source = ?1 order by d.sequence";
 
 const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
 
@@ -85,7 +87,8 @@ pub(super) struct StoredRow {
 pub(super) struct Letter {
     pub key: Vec<u8>,
     pub sequence: u64,
-    pub record: Vec<u8>,
+    /// Nothing where a flush came behind it.
+    pub record: Option<Vec<u8>>,
 }
 
 /// Which part of the history is read.
@@ -291,6 +294,6 @@ fn sqlite_row(row: &sqlx::sqlite::SqliteRow) -> Result<StoredRow, SinkError> {
     })
 }
 
-fn letter(key: String, sequence: i64, record: Vec<u8>) -> Result<Letter, SinkError> {
+fn letter(key: String, sequence: i64, record: Option<Vec<u8>>) -> Result<Letter, SinkError> {
     Ok(Letter { key: name_bytes(&key)?, sequence: sequence.cast_unsigned(), record })
 }

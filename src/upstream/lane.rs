@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Batch, Config, Failure, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
+    Batch, Config, Failure, Home, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
     link::{Flight, Link},
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
@@ -53,6 +53,7 @@ pub(super) struct Queue<S> {
     state: Cell<LinkState>,
     resp3: Cell<bool>,
     version: RefCell<String>,
+    home: Home,
 }
 
 impl<S: Slot> Lane<S> {
@@ -68,6 +69,7 @@ impl<S: Slot> Lane<S> {
                 state: Cell::new(LinkState::Starting),
                 resp3: Cell::new(true),
                 version: RefCell::new("0.0.0".to_owned()),
+                home: Home::default(),
             }),
         }
     }
@@ -88,6 +90,12 @@ impl<S: Slot> Lane<S> {
     #[must_use]
     pub fn redis_version(&self) -> String {
         self.queue.version.borrow().clone()
+    }
+
+    /// Returns what private links beside this lane are measured by.
+    #[must_use]
+    pub fn home(&self) -> Home {
+        self.queue.home.clone()
     }
 
     /// Lets `fill` add requests and slots to what goes out next. Only while the link is up.
@@ -163,6 +171,7 @@ impl<S: Slot> Lane<S> {
 
     /// Sends what has to go first over a new link.
     fn begin<R: Receiver<Slot = S>>(&self, link: &mut Link<S>, server: &Server, receiver: &mut R) {
+        self.queue.home.found(&server.run_id);
         let mut first = Batch::new(Protocol::Resp2);
         receiver.recover(&mut first, server);
         if !first.is_empty() {
@@ -182,6 +191,7 @@ impl<S: Slot> Lane<S> {
         self.queue.attempted.notify_one();
         let end = tokio::select! {
             () = cancel.cancelled() => None,
+            () = self.queue.home.suspected(Instant::now()) => Some(UpstreamError::Elsewhere),
             end = link.carry(&self.queue, receiver) => Some(end),
         };
         if link.proved_useful() {
