@@ -6,6 +6,7 @@
 //! own replies take their place in it, and lane and private link never owe replies together.
 
 mod block;
+mod busy;
 mod capture;
 mod check;
 mod client;
@@ -129,8 +130,12 @@ pub enum Step {
     Drain,
     /// Wait until the profiles that the request names are checked, then run the same request again.
     Load(Rc<Gate>),
-    /// Take a private link, then run the same request again.
-    Link,
+    /// Take a private link, then run the same request again. One that is only to end a script needs
+    /// no database, and a Redis that is busy lets none be selected.
+    Link {
+        /// It is only to end a script.
+        to_kill: bool,
+    },
     /// Send the request over the client's private link.
     Private(Errand),
     /// Run a check that takes long on another thread, then run the same request again.
@@ -254,7 +259,11 @@ impl Proxy {
         }
         // Who asks.
         self.permit(client, spec)?;
-        // Whether Redis can be trusted with the profiles.
+        // Whether Redis is busy with a script.
+        if let Some(step) = self.refuse_busy(client, Some(spec), request)? {
+            return Ok(step);
+        }
+        // Whether it can be trusted with the profiles.
         if let Some(gate) = self.touch(client, Some(spec), request)? {
             return Ok(Step::Load(gate));
         }

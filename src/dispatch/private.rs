@@ -139,7 +139,7 @@ impl Proxy {
             Silence::Next => client.silence.set(Silence::Now),
         }
         let step = self.run_steps(client, request);
-        if matches!(step, Step::Drain | Step::Link | Step::Load(_) | Step::Verify(_)) {
+        if matches!(step, Step::Drain | Step::Link { .. } | Step::Load(_) | Step::Verify(_)) {
             client.silence.set(Silence::Next);
         }
         step
@@ -182,9 +182,9 @@ impl Proxy {
             return Ok(Step::Private(errand));
         }
         match lane.state() {
-            LinkState::Up => Ok(Step::Link),
             // Redis is busy with a script, perhaps, so the lane cannot come up before it is killed.
-            _ if errand.effect == Effect::Kills => Ok(Step::Link),
+            _ if errand.effect == Effect::Kills => Ok(Step::Link { to_kill: true }),
+            LinkState::Up => Ok(Step::Link { to_kill: false }),
             _ => Err(CommandError::UpstreamDown),
         }
     }
@@ -204,7 +204,7 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Errand>, CommandError> {
         let hold = client.hold.get();
-        if spec.kills_script(request) {
+        if spec.ends_script(request) {
             return Ok(Some(Errand::of(Effect::Kills)));
         }
         let plain = matches!(spec.route, Route::Profile(_) | Route::Forward | Route::Flush);

@@ -104,7 +104,7 @@ impl Proxy {
     }
 
     /// Lets go what is watched, if anything is; the client has its answer already.
-    fn unwatch(client: &Client) -> Step {
+    pub(super) fn unwatch(client: &Client) -> Step {
         if !client.hold.get().watching {
             return Step::Next;
         }

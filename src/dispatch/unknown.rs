@@ -29,6 +29,11 @@ impl Proxy {
         client: &Rc<Client>,
         request: &Request<'_>,
     ) -> Result<Step, CommandError> {
+        if self.is_let_in(client)
+            && let Some(step) = self.refuse_busy(client, None, request)?
+        {
+            return Ok(step);
+        }
         if self.queues_unknown(client) {
             return self.enqueue(client, request, self.check_unknown(client, request));
         }

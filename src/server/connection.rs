@@ -19,7 +19,7 @@ use tokio::{
 use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
-    dispatch::{Client, CommandError, Gate, Step, Wanted},
+    dispatch::{Client, CommandError, Gate, Proxy, Step, Wanted},
     resp::Scanner,
     upstream::UpstreamError,
 };
@@ -58,7 +58,7 @@ enum Pause {
     /// A password has to be checked on another thread.
     Check(CostlyCheck),
     /// A private link has to be taken.
-    Link,
+    Link { to_kill: bool },
     /// Profiles have to be checked.
     Load(Rc<Gate>),
     /// The connection ends when the replies are out.
@@ -148,7 +148,7 @@ impl Connection {
                     ready?;
                     client.flush();
                 }
-                heard = hear(&mut self.private) => self.pass_on(heard),
+                heard = hear(&mut self.private, &self.shared.proxy) => self.pass_on(heard),
             }
         }
     }
@@ -209,10 +209,10 @@ impl Connection {
         }
     }
 
-    async fn take_link(&mut self) {
+    async fn take_link(&mut self, to_kill: bool) {
         let proxy = Rc::clone(&self.shared.proxy);
         let Some(pool) = &proxy.pool else { return };
-        match Private::take(pool, &self.client).await {
+        match Private::take(pool, &self.client, to_kill).await {
             Ok(private) => self.private = Some(private),
             Err(error) => self.linkless = Some(error),
         }
@@ -248,8 +248,8 @@ impl Connection {
                     pause = self.take(0);
                     continue;
                 }
-                Pause::Link => {
-                    self.take_link().await;
+                Pause::Link { to_kill } => {
+                    self.take_link(to_kill).await;
                     pause = self.take(0);
                     continue;
                 }
@@ -343,9 +343,9 @@ impl Connection {
                         self.scanner.authenticated(proxy.is_let_in(&self.client));
                         Private::follow(&mut self.private, proxy.pool.as_ref());
                     }
-                    Step::Link => match self.linkless.take() {
+                    Step::Link { to_kill } => match self.linkless.take() {
                         Some(error) => proxy.refuse_unlinked(&self.client, &error),
-                        None => return (used, Pause::Link),
+                        None => return (used, Pause::Link { to_kill }),
                     },
                     Step::Private(errand) => {
                         if let Some(private) = &mut self.private {
@@ -392,9 +392,9 @@ async fn end(pause: &mut Option<Pin<Box<Sleep>>>) {
 }
 
 /// Waits for the private link to say something.
-async fn hear(private: &mut Option<Private>) -> Result<(), UpstreamError> {
+async fn hear(private: &mut Option<Private>, proxy: &Proxy) -> Result<(), UpstreamError> {
     match private {
-        Some(private) => private.receive().await,
+        Some(private) => private.receive(proxy).await,
         None => std::future::pending().await,
     }
 }

@@ -10,12 +10,14 @@
 //! unasked             RESP3: pushes; RESP2: messages while subscribed; lines of MONITOR
 //! ```
 
-use std::{collections::VecDeque, iter::repeat_n, rc::Rc};
+use std::{collections::VecDeque, iter::repeat_n, pin::Pin, rc::Rc};
+
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     dispatch::{Block, Client, CommandError, Effect, Errand, Hold, Proxy},
     resp::{Protocol, ReplyKind, ReplyWriter, parse_integer, push_command},
-    upstream::{Pool, PrivateLink, UpstreamError},
+    upstream::{Pool, PrivateLink, SILENCE_MAX, UpstreamError},
 };
 
 /// The PING behind a subscription, and its answers: plain, and in RESP2 while subscribed.
@@ -44,6 +46,10 @@ pub(super) struct Private {
     protocol: Protocol,
     /// The link bears the name of the lane.
     named: bool,
+    /// When something was sent or heard last.
+    active_at: Instant,
+    /// When the silence of the link is looked at.
+    look: Option<Pin<Box<Sleep>>>,
     awaited: Option<Awaited>,
 }
 
@@ -67,8 +73,12 @@ impl Drop for Awaited {
 
 impl Private {
     /// Takes a link out of the pool for a client.
-    pub(super) async fn take(pool: &Pool, client: &Rc<Client>) -> Result<Self, CommandError> {
-        let link = pool.take().await.map_err(|error| match error {
+    pub(super) async fn take(
+        pool: &Pool,
+        client: &Rc<Client>,
+        to_kill: bool,
+    ) -> Result<Self, CommandError> {
+        let link = pool.take(to_kill).await.map_err(|error| match error {
             UpstreamError::TooMany => CommandError::TooManyLinks,
             _ => CommandError::UpstreamDown,
         })?;
@@ -76,7 +86,16 @@ impl Private {
         let expected = VecDeque::new();
         let protocol = Protocol::Resp2;
         let client = Rc::clone(client);
-        let mut private = Self { client, link, expected, protocol, named: false, awaited: None };
+        let mut private = Self {
+            client,
+            link,
+            expected,
+            protocol,
+            named: false,
+            active_at: Instant::now(),
+            look: None,
+            awaited: None,
+        };
         private.speak();
         Ok(private)
     }
@@ -96,6 +115,7 @@ impl Private {
 
     /// Puts a request on the link.
     pub(super) fn send(&mut self, proxy: &Rc<Proxy>, request: &[u8], errand: Errand) {
+        self.active_at = Instant::now();
         if errand.effect == Effect::Watches {
             self.take_name(proxy);
         }
@@ -142,9 +162,36 @@ impl Private {
         self.link.flush()
     }
 
-    /// Waits for Redis to say something. Nothing is lost when the wait is given up.
-    pub(super) async fn receive(&mut self) -> Result<(), UpstreamError> {
-        self.link.receive().await
+    /// Waits for Redis to say something, and lets it be known when Redis stays silent. Nothing is
+    /// lost when the wait is given up.
+    pub(super) async fn receive(&mut self, proxy: &Proxy) -> Result<(), UpstreamError> {
+        loop {
+            let hold = self.client.hold.get();
+            let waits = hold.owed > hold.blocking;
+            let Some(look) = self.look.as_mut().filter(|_| waits) else {
+                if waits {
+                    self.look = Some(Box::pin(sleep_until(self.active_at + SILENCE_MAX)));
+                    continue;
+                }
+                self.link.receive().await?;
+                self.active_at = Instant::now();
+                return Ok(());
+            };
+            tokio::select! {
+                biased;
+                heard = self.link.receive() => {
+                    self.active_at = Instant::now();
+                    return heard;
+                }
+                () = look => {
+                    self.look = None;
+                    if self.active_at.elapsed() >= SILENCE_MAX {
+                        proxy.suspect();
+                        self.active_at = Instant::now();
+                    }
+                }
+            }
+        }
     }
 
     /// Hands what was received to the client.

@@ -65,11 +65,12 @@ impl Pool {
         &self.shared.name
     }
 
-    /// Takes an idle link, or makes one. It speaks RESP2.
+    /// Takes an idle link, or makes one. It speaks RESP2. One that is only `to_kill` a script has no
+    /// database selected, because a Redis that is busy allows none to be.
     ///
     /// # Errors
     /// When Redis cannot be reached or refuses, or too many links are open; nothing was sent.
-    pub async fn take(&self) -> Result<PrivateLink, UpstreamError> {
+    pub async fn take(&self, to_kill: bool) -> Result<PrivateLink, UpstreamError> {
         let shared = &self.shared;
         while let Some((_, link)) = shared.idle.borrow_mut().pop() {
             if link.is_quiet() {
@@ -77,7 +78,8 @@ impl Pool {
             }
         }
         let place = Place::take(&shared.taken, LINKS_MAX).ok_or(UpstreamError::TooMany)?;
-        let (stream, id) = handshake::connect_private(&shared.address, &shared.config).await?;
+        let introduced = handshake::connect_private(&shared.address, &shared.config, !to_kill);
+        let (stream, id) = introduced.await?;
         Ok(PrivateLink::new(stream, id, place))
     }
 

@@ -7,6 +7,7 @@
 
 mod admin;
 mod bad_input;
+mod busy_script;
 mod client_command;
 mod client_matrix;
 mod clients_and_limits;
