@@ -35,7 +35,7 @@ impl Proxy {
         }
         client.session.borrow_mut().queue = None;
         self.refuse(client, &CommandError::AbortedBusy(text));
-        Ok(Some(Self::unwatch(client)))
+        Ok(Some(self.unwatch(client)))
     }
 
     /// Has Redis asked whether it is busy, because it does not answer on a private link.

@@ -288,7 +288,7 @@ impl Proxy {
     ) -> Result<Step, CommandError> {
         match spec.route {
             Route::Local(command) => self.answer(client, command, request),
-            Route::Transaction(command) => self.transaction(client, command, spec),
+            Route::Transaction(command) => self.transaction(client, command, spec, request),
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) => self.write_profile(client, spec, write, request, kind),
                 None => self.forward(client, spec, request),

@@ -218,7 +218,9 @@ impl Proxy {
             Route::Private(private) => Self::private(private, request),
             Route::Local(Local::Select) => self.select_apart(client, request),
             Route::Local(Local::Client) => self.client_apart(request)?,
-            Route::Transaction(Transaction::Watch) if client.session.borrow().queue.is_none() => {
+            Route::Transaction(Transaction::Watch)
+                if self.pool.is_some() && client.session.borrow().queue.is_none() =>
+            {
                 Some(Errand::of(Effect::Watches))
             }
             _ => None,

@@ -19,6 +19,7 @@ mod dead_letters;
 mod differential;
 mod engine;
 mod engine_corners;
+mod engine_watch;
 mod expiry_races;
 mod faults;
 mod flush;
