@@ -418,3 +418,16 @@ fn the_connection_can_be_asked_about_inside_a_transaction() {
         client.assert_reply_starts("EXEC", "-EXECABORT");
     }
 }
+
+#[test]
+fn a_protocol_error_is_answered_behind_what_the_private_link_owes() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    for (request, first) in
+        [("WATCH user:1", "+OK\r\n"), ("BLPOP none 0.1", "*-1\r\n"), ("GET none", "$-1\r\n")]
+    {
+        let mut client = setup.proxy.client();
+        client.send([words(request), b"*1\r\n*1\r\n".to_vec()].concat());
+        let rest = "-ERR Protocol error: expected '$', got '*'\r\n";
+        assert_eq!(String::from_utf8_lossy(&client.read_to_close()), format!("{first}{rest}"));
+    }
+}
