@@ -277,6 +277,13 @@ fn many_short_watches_open_few_connections_and_pipelines_none() {
     }
     let sent = batches() - batches_before;
     assert!((300.0..310.0).contains(&sent), "{sent} batches");
+    // That is what the same commands cost without MULTI and EXEC.
+    let batches_before = batches();
+    for number in 0..300 {
+        client.pipeline(&block(&number.to_string())[1..3]);
+    }
+    let plain = batches() - batches_before;
+    assert!((sent - plain).abs() < 10.0, "{sent} batches with MULTI and EXEC, {plain} without");
     assert_eq!(info(&mut store, "total_connections_received"), before);
     for number in 0..1000 {
         client.command(&["WATCH", "user:1"]);
