@@ -44,4 +44,11 @@ impl Proxy {
             lane.suspect();
         }
     }
+
+    /// Takes the news that Redis has answered on a private link on which it was silent.
+    pub fn relieve(&self) {
+        if let Upstream::Redis(lane) = &self.upstream {
+            lane.relieve();
+        }
+    }
 }

@@ -194,7 +194,7 @@ impl Connection {
     /// Hands on what the private link has said.
     fn pass_on(&mut self, heard: Result<(), UpstreamError>) {
         let Some(private) = &mut self.private else { return };
-        match heard.and_then(|()| private.hand_over()) {
+        match heard.and_then(|()| private.hand_over(&self.shared.proxy)) {
             Ok(()) => Private::settle(&mut self.private, self.shared.proxy.pool.as_ref()),
             Err(_) => self.lose_link(),
         }

@@ -50,6 +50,8 @@ pub(super) struct Private {
     active_at: Instant,
     /// When the silence of the link is looked at.
     look: Option<Pin<Box<Sleep>>>,
+    /// Redis was silent for too long, so it may be busy with a script of this link.
+    silent: bool,
     awaited: Option<Awaited>,
 }
 
@@ -94,6 +96,7 @@ impl Private {
             named: false,
             active_at: Instant::now(),
             look: None,
+            silent: false,
             awaited: None,
         };
         private.speak();
@@ -187,6 +190,7 @@ impl Private {
                     self.look = None;
                     if self.active_at.elapsed() >= SILENCE_MAX {
                         proxy.suspect();
+                        self.silent = true;
                         self.active_at = Instant::now();
                     }
                 }
@@ -195,9 +199,15 @@ impl Private {
     }
 
     /// Hands what was received to the client.
-    pub(super) fn hand_over(&mut self) -> Result<(), UpstreamError> {
-        let Self { client, link, expected, awaited, .. } = self;
-        let result = link.hand_over(|reply| deliver(client, expected, awaited, reply));
+    pub(super) fn hand_over(&mut self, proxy: &Proxy) -> Result<(), UpstreamError> {
+        let Self { client, link, expected, awaited, silent, .. } = self;
+        let result = link.hand_over(|reply| {
+            // Whoever hears that Redis is busy has not been waiting for his own script.
+            if std::mem::take(silent) && !reply.starts_with(b"-BUSY") {
+                proxy.relieve();
+            }
+            deliver(client, expected, awaited, reply)
+        });
         client.note(|hold| count(hold, expected));
         if let Some(mut awaited) = awaited.take_if(|awaited| awaited.exec.is_some())
             && let (Some(block), Some(exec)) = (awaited.block.take(), &awaited.exec)

@@ -57,6 +57,8 @@ pub(super) struct Queue<S> {
     busy: RefCell<Option<Arc<str>>>,
     /// Somebody waits for Redis on another link, so it may be busy.
     suspected: Cell<bool>,
+    /// What it was busy with on another link has come to an end.
+    relieved: Cell<bool>,
     resp3: Cell<bool>,
     version: RefCell<String>,
 }
@@ -74,6 +76,7 @@ impl<S: Slot> Lane<S> {
                 state: Cell::new(LinkState::Starting),
                 busy: RefCell::new(None),
                 suspected: Cell::new(false),
+                relieved: Cell::new(false),
                 resp3: Cell::new(true),
                 version: RefCell::new("0.0.0".to_owned()),
             }),
@@ -96,6 +99,15 @@ impl<S: Slot> Lane<S> {
     /// Has Redis asked whether it is busy, because it is silent on another link.
     pub fn suspect(&self) {
         if self.state() == LinkState::Up && !self.queue.suspected.replace(true) {
+            self.queue.wake.notify_one();
+        }
+    }
+
+    /// Takes the news that Redis has answered on another link on which it was silent.
+    pub fn relieve(&self) {
+        if self.queue.is_stalled() {
+            self.queue.set_busy(None);
+            self.queue.relieved.set(true);
             self.queue.wake.notify_one();
         }
     }
@@ -272,6 +284,11 @@ impl<S> Queue<S> {
     /// Tells, once, whether Redis is to be asked whether it is busy.
     pub(super) fn take_suspicion(&self) -> bool {
         self.suspected.take()
+    }
+
+    /// Tells, once, that what was asked about Redis may be out of date.
+    pub(super) fn take_relief(&self) -> bool {
+        self.relieved.take()
     }
 
     /// Tells whether Redis is known to be busy with a script.

@@ -117,6 +117,9 @@ impl<S: Slot> Link<S> {
             if !self.held {
                 self.take_waiting(queue, &mut *receiver.borrow_mut());
             }
+            if queue.take_relief() {
+                self.probe.hang_up();
+            }
             if queue.take_suspicion() {
                 self.probe.ask();
             }

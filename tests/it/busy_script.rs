@@ -115,13 +115,15 @@ fn a_script_over_a_private_link_makes_redis_busy_for_everybody() {
     let setup = setup("20");
     let (mut looping, mut other) = (setup.proxy.client(), setup.proxy.client());
     looping.assert_reply("SELECT 9", b"+OK\r\n");
-    looping.send(encode(&LOOP));
+    looping.send([encode(&LOOP), request("PING")].concat());
     wait_until("PING is refused", BOUND, || {
         matches!(other.command(&["PING"]), Reply::Error(text) if text.starts_with("BUSY"))
             .then_some(())
     });
     kill_script(&setup);
     assert!(matches!(looping.reply(), Reply::Error(_)));
+    // Redis is known to be free again when its answer is here.
+    assert_eq!(looping.reply(), Reply::Simple("PONG".to_owned()));
     wait_until("PING is answered", BOUND, || {
         (other.command(&["PING"]) == Reply::Simple("PONG".to_owned())).then_some(())
     });
