@@ -220,7 +220,7 @@ impl Proxy {
 
 impl Outcome {
     /// Settles the tickets of a block that was not executed, or of which nobody knows.
-    fn lose_block(&mut self, block: &Block, failure: Failure) {
+    fn lose_block(&mut self, block: &Block, failure: Failure<'_>) {
         for (write, mut own) in block.writes() {
             self.lose(write, &mut own, failure);
         }

@@ -3,6 +3,8 @@
 //! The first word is a vocabulary that clients act on. A word that invites a retry is used only
 //! where nothing was applied. No text from a client is ever part of one.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use crate::{command::Refusal, schema::Violation};
@@ -130,6 +132,12 @@ pub enum CommandError {
     /// No link to Redis; nothing was sent.
     #[error("MASTERDOWN the upstream Redis is down; nothing was sent")]
     UpstreamDown,
+    /// Redis is busy with a script; the text is the one that Redis gives now.
+    #[error("{0}")]
+    Busy(Arc<str>),
+    /// The same at EXEC; Redis's text.
+    #[error("EXECABORT Transaction discarded because of: {0}")]
+    AbortedBusy(Arc<str>),
     /// A profile that was not checked since Redis was changed or restarted cannot be checked now.
     #[error(
         "LOADING the profile has to be loaded from the database first, which is not possible now; nothing was sent"
@@ -199,7 +207,8 @@ impl CommandError {
             Self::Journal(_) => "MISCONF",
             Self::UpstreamDown => "MASTERDOWN",
             Self::Unloaded | Self::Checking(_) => "LOADING",
-            Self::Aborted | Self::ExecArity => "EXECABORT",
+            Self::Busy(_) => "BUSY",
+            Self::Aborted | Self::AbortedBusy(_) | Self::ExecArity => "EXECABORT",
             _ => "ERR",
         }
     }

@@ -184,6 +184,7 @@ impl Proxy {
     }
 
     fn reset(&self, client: &Rc<Client>) {
+        self.unwatch_embedded(client);
         *client.session.borrow_mut() = super::Session::default();
         client.protocol.set(Protocol::Resp2);
         client.silence.set(Silence::None);

@@ -7,6 +7,7 @@
 
 mod arrival;
 mod block;
+mod busy;
 mod capture;
 mod check;
 mod client;
@@ -135,8 +136,12 @@ pub enum Step {
     Drain,
     /// Wait until the profiles that the request names are checked, then run the same request again.
     Load(Rc<Gate>),
-    /// Take a private link, then run the same request again.
-    Link,
+    /// Take a private link, then run the same request again. One that is only to end a script needs
+    /// no database, and a Redis that is busy lets none be selected.
+    Link {
+        /// It is only to end a script.
+        to_kill: bool,
+    },
     /// Send the request over the client's private link.
     Private(Errand),
     /// Wait for the reply to the request.
@@ -269,7 +274,11 @@ impl Proxy {
         }
         // Who asks.
         self.permit(client, spec)?;
-        // Whether Redis can be trusted with the profiles.
+        // Whether Redis is busy with a script.
+        if let Some(step) = self.refuse_busy(client, Some(spec), request)? {
+            return Ok(step);
+        }
+        // Whether it can be trusted with the profiles.
         if let Some(gate) = self.touch(client, Some(spec), request)? {
             return Ok(Step::Load(gate));
         }
@@ -294,7 +303,7 @@ impl Proxy {
     ) -> Result<Step, CommandError> {
         match spec.route {
             Route::Local(command) => self.answer(client, command, request),
-            Route::Transaction(command) => self.transaction(client, command, spec),
+            Route::Transaction(command) => self.transaction(client, command, spec, request),
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) => self.write_profile(client, spec, write, request, kind),
                 None => self.forward(client, spec, request),

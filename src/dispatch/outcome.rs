@@ -243,7 +243,7 @@ impl Outcome {
     }
 
     /// Settles the tickets of a write whose replies will never come.
-    pub(super) fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure) {
+    pub(super) fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure<'_>) {
         let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
         *notes = rest;
         let mut ledger = self.ledger.borrow_mut();
@@ -342,12 +342,16 @@ impl Receiver for Outcome {
         }
     }
 
-    fn failed(&mut self, slot: &Slot, notes: &[u8], owed: u32, failure: Failure) {
+    fn failed(&mut self, slot: &Slot, notes: &[u8], owed: u32, failure: Failure<'_>) {
         let error = match failure {
             Failure::NotSent if self.journal.is_poisoned() => {
                 CommandError::Journal(JournalTrouble::Poisoned)
             }
             Failure::NotSent => CommandError::UpstreamDown,
+            Failure::Refused(text) if matches!(slot, Slot::Transaction { .. }) => {
+                CommandError::AbortedBusy(std::sync::Arc::clone(text))
+            }
+            Failure::Refused(text) => CommandError::Busy(std::sync::Arc::clone(text)),
             Failure::Unknown => CommandError::OutcomeUnknown,
         };
         match slot {

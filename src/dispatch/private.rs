@@ -141,7 +141,7 @@ impl Proxy {
             Silence::Next => client.silence.set(Silence::Now),
         }
         let step = self.run_steps(client, request);
-        if matches!(step, Step::Drain | Step::Link | Step::Load(_) | Step::Verify(_)) {
+        if matches!(step, Step::Drain | Step::Link { .. } | Step::Load(_) | Step::Verify(_)) {
             client.silence.set(Silence::Next);
         }
         step
@@ -191,9 +191,9 @@ impl Proxy {
             };
         }
         match lane.state() {
-            LinkState::Up => Ok(Step::Link),
             // Redis is busy with a script, perhaps, so the lane cannot come up before it is killed.
-            _ if errand.effect == Effect::Kills => Ok(Step::Link),
+            _ if errand.effect == Effect::Kills => Ok(Step::Link { to_kill: true }),
+            LinkState::Up => Ok(Step::Link { to_kill: false }),
             _ => Err(CommandError::UpstreamDown),
         }
     }
@@ -213,7 +213,7 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Errand>, CommandError> {
         let hold = client.hold.get();
-        if spec.kills_script(request) {
+        if spec.ends_script(request) {
             return Ok(Some(Errand::of(Effect::Kills)));
         }
         let plain = matches!(spec.route, Route::Profile(_) | Route::Forward | Route::Flush);
@@ -227,7 +227,9 @@ impl Proxy {
             Route::Private(private) => Self::private(private, request),
             Route::Local(Local::Select) => self.select_apart(client, request),
             Route::Local(Local::Client) => self.client_apart(request)?,
-            Route::Transaction(Transaction::Watch) if client.session.borrow().queue.is_none() => {
+            Route::Transaction(Transaction::Watch)
+                if self.pool.is_some() && client.session.borrow().queue.is_none() =>
+            {
                 Some(Errand::of(Effect::Watches))
             }
             _ => None,

@@ -201,6 +201,25 @@ pub struct Look {
 }
 
 impl upstream::Slot for Slot {
+    fn client(&self) -> Option<u64> {
+        match self {
+            Self::Forward { client, .. }
+            | Self::Local { client, .. }
+            | Self::Joined { client, .. }
+            | Self::Write { client, .. }
+            | Self::Transaction { client, .. }
+            | Self::Lookup { client, .. }
+            | Self::Executed { client, .. } => Some(client.id),
+            Self::AnyProfile { .. } | Self::Snapshot { .. } | Self::Fence | Self::Own { .. } => {
+                None
+            }
+        }
+    }
+
+    fn refusable(&self) -> bool {
+        !matches!(self, Self::Executed { .. })
+    }
+
     fn replies(&self) -> u32 {
         match self {
             Self::Forward { replies, .. } => *replies,

@@ -19,7 +19,7 @@ use tokio::{
 use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
-    dispatch::{Client, CommandError, Gate, Late, Step, Wanted},
+    dispatch::{Client, CommandError, Gate, Late, Proxy, Step, Wanted},
     resp::Scanner,
     upstream::UpstreamError,
 };
@@ -60,7 +60,7 @@ enum Pause {
     /// A password has to be checked on another thread.
     Check(CostlyCheck),
     /// A private link has to be taken.
-    Link,
+    Link { to_kill: bool },
     /// Profiles have to be checked.
     Load(Rc<Gate>),
     /// The reply to the last request is not known yet.
@@ -106,7 +106,7 @@ impl Connection {
         if let Some(private) = self.private.take() {
             private.release(proxy.pool.as_ref());
         }
-        proxy.clients.leave(&self.client);
+        proxy.leave(&self.client);
         proxy.metrics.connections_open.set(proxy.clients.len() as u64);
     }
 
@@ -156,7 +156,7 @@ impl Connection {
                     ready?;
                     client.flush();
                 }
-                heard = hear(&mut self.private) => self.pass_on(heard),
+                heard = hear(&mut self.private, &self.shared.proxy) => self.pass_on(heard),
                 answer = learn(&mut self.late) => {
                     self.late = None;
                     self.shared.proxy.answer_late(&client, answer);
@@ -215,7 +215,7 @@ impl Connection {
     /// Hands on what the private link has said.
     fn pass_on(&mut self, heard: Result<(), UpstreamError>) {
         let Some(private) = &mut self.private else { return };
-        match heard.and_then(|()| private.hand_over()) {
+        match heard.and_then(|()| private.hand_over(&self.shared.proxy)) {
             Ok(()) => Private::settle(&mut self.private, self.shared.proxy.pool.as_ref()),
             Err(_) => self.lose_link(),
         }
@@ -230,10 +230,10 @@ impl Connection {
         }
     }
 
-    async fn take_link(&mut self) {
+    async fn take_link(&mut self, to_kill: bool) {
         let proxy = Rc::clone(&self.shared.proxy);
         let Some(pool) = &proxy.pool else { return };
-        match Private::take(pool, &self.client).await {
+        match Private::take(pool, &self.client, to_kill).await {
             Ok(private) => self.private = Some(private),
             Err(error) => self.linkless = Some(error),
         }
@@ -269,8 +269,8 @@ impl Connection {
                     pause = self.take(0);
                     continue;
                 }
-                Pause::Link => {
-                    self.take_link().await;
+                Pause::Link { to_kill } => {
+                    self.take_link(to_kill).await;
                     pause = self.take(0);
                     continue;
                 }
@@ -363,6 +363,11 @@ impl Connection {
                 Ok(Some(length)) => length,
                 Ok(None) if rest.len() > limits.query_bytes_max => return (used, Pause::End),
                 Ok(None) => return (used, Pause::Input),
+                // The answer comes behind those that the private link owes; it is found again then.
+                Err(_) if self.client.hold.get().owed > 0 => {
+                    self.scanner = Scanner::new(limits.request);
+                    return (used, Pause::Replies(Wanted::Drained));
+                }
                 Err(error) => {
                     proxy.protocol_error(&self.client, error);
                     return (used, Pause::End);
@@ -376,9 +381,9 @@ impl Connection {
                         self.scanner.authenticated(proxy.is_let_in(&self.client));
                         Private::follow(&mut self.private, proxy.pool.as_ref());
                     }
-                    Step::Link => match self.linkless.take() {
+                    Step::Link { to_kill } => match self.linkless.take() {
                         Some(error) => proxy.refuse_unlinked(&self.client, &error),
-                        None => return (used, Pause::Link),
+                        None => return (used, Pause::Link { to_kill }),
                     },
                     Step::Private(errand) => {
                         if let Some(private) = &mut self.private {
@@ -434,9 +439,9 @@ async fn learn(late: &mut Option<Late>) -> Result<Vec<u8>, CommandError> {
 }
 
 /// Waits for the private link to say something.
-async fn hear(private: &mut Option<Private>) -> Result<(), UpstreamError> {
+async fn hear(private: &mut Option<Private>, proxy: &Proxy) -> Result<(), UpstreamError> {
     match private {
-        Some(private) => private.receive().await,
+        Some(private) => private.receive(proxy).await,
         None => std::future::pending().await,
     }
 }

@@ -96,11 +96,13 @@ pub(super) struct PrivateGreeting {
 pub(super) async fn connect_private(
     address: &RedisAddress,
     config: &Config,
+    selects: bool,
 ) -> Result<PrivateGreeting, UpstreamError> {
     let introduce = async {
-        let mut talk = Talk::begin(address).await?;
-        talk.log_in(address).await?;
-        talk.select(address).await?;
+        let mut talk = Talk::introduced(address).await?;
+        if selects {
+            talk.select(address).await?;
+        }
         let id = text(&talk.ask(&["CLIENT", "ID"]).await?);
         let id = id.trim().trim_start_matches(':').parse().unwrap_or(0);
         let info = talk.ask(&["INFO", "server"]).await?;
@@ -178,12 +180,19 @@ fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// One question and one answer at a time.
-struct Talk {
+pub(super) struct Talk {
     stream: TcpStream,
     input: Vec<u8>,
 }
 
 impl Talk {
+    /// Connects and logs in, in database 0: a Redis that is busy with a script allows no more.
+    pub(super) async fn introduced(address: &RedisAddress) -> Result<Self, UpstreamError> {
+        let mut talk = Self::begin(address).await?;
+        talk.log_in(address).await?;
+        Ok(talk)
+    }
+
     async fn begin(address: &RedisAddress) -> Result<Self, UpstreamError> {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
@@ -209,7 +218,7 @@ impl Talk {
         Ok(())
     }
 
-    async fn ask(&mut self, arguments: &[&str]) -> Result<Vec<u8>, UpstreamError> {
+    pub(super) async fn ask(&mut self, arguments: &[&str]) -> Result<Vec<u8>, UpstreamError> {
         let mut request = Vec::new();
         push_command(&mut request, arguments, |_, _| {});
         self.stream.write_all(&request).await?;

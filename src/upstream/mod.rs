@@ -16,12 +16,14 @@ mod link;
 mod output;
 mod pool;
 mod private;
+mod probe;
 
 pub use address::RedisAddress;
 pub use batch::{Batch, Failure, Receiver, Slot};
 pub use handshake::Server;
 pub use home::Home;
 pub use lane::{Lane, LinkState};
+pub use link::SILENCE_MAX;
 pub use pool::Pool;
 pub use private::PrivateLink;
 

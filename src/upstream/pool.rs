@@ -77,12 +77,13 @@ impl Pool {
         self.shared.config.reply_timeout
     }
 
-    /// Takes an idle link, or makes one. It speaks RESP2.
+    /// Takes an idle link, or makes one. It speaks RESP2. One that is only `to_kill` a script has no
+    /// database selected, because a Redis that is busy allows none to be.
     ///
     /// # Errors
     /// When Redis cannot be reached or refuses, the address leads to another Redis than the lane's,
     /// or too many links are open; nothing was sent.
-    pub async fn take(&self) -> Result<PrivateLink, UpstreamError> {
+    pub async fn take(&self, to_kill: bool) -> Result<PrivateLink, UpstreamError> {
         let shared = &self.shared;
         while let Some((_, link)) = shared.idle.borrow_mut().pop() {
             if link.is_quiet() {
@@ -92,7 +93,8 @@ impl Pool {
         let place = Place::take(&shared.taken, LINKS_MAX).ok_or(UpstreamError::TooMany)?;
         loop {
             let stay = shared.home.stay();
-            let greeting = handshake::connect_private(&shared.address, &shared.config).await?;
+            let greeting =
+                handshake::connect_private(&shared.address, &shared.config, !to_kill).await?;
             if stay.is_cancelled() {
                 continue;
             }

@@ -7,6 +7,7 @@
 
 mod admin;
 mod bad_input;
+mod busy_script;
 mod client_command;
 mod client_matrix;
 mod clients_and_limits;
@@ -19,6 +20,7 @@ mod dead_letters;
 mod differential;
 mod engine;
 mod engine_corners;
+mod engine_watch;
 mod expiry_races;
 mod faults;
 mod flush;
