@@ -90,6 +90,7 @@ impl Worker<'_> {
                 schema: Rc::clone(&self.schema),
                 metrics: Arc::clone(&self.metrics),
                 questions: leftover.questions,
+                delivered: self.delivered.watch(),
                 config: self.config.hydrate,
                 file,
                 wait_max: self.config.upstream_timeout,

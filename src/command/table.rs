@@ -11,7 +11,7 @@ use super::{
         Server, Set, SortedSet, Stream, String,
     },
     Keys::{self, Any, Counted, CountedInto, None, Range, Storing, Streams},
-    Local::{Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, Quit, Reset, Select},
+    Local::{Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, ProfileCheck, Quit, Reset, Select},
     Private::{Blocking, Monitor, StreamRead, Subscribe, Wait},
     ProfileWrite::{
         Delete, Expire, Increment, IncrementFloat, Persist, RemoveFields, Replace, Script,
@@ -172,6 +172,7 @@ pub static TABLE: &[Spec] = &[
     row("pfmerge", -2, Range(1, -1, 1), Write, HyperLogLog, Forward),
     row("pfselftest", 1, None, Neither, HyperLogLog, Refused(Bypass)),
     row("ping", -1, None, Neither, Connection, Local(Ping)),
+    row("profile.check", -2, Range(1, 1, 1), Read, Hash, Local(ProfileCheck)),
     row("psetex", 4, Range(1, 1, 1), Write, String, Forward),
     row("psubscribe", -2, None, Neither, PubSub, Private(Subscribe)),
     row("psync", -3, None, Neither, Server, Refused(Bypass)),

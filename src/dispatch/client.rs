@@ -11,7 +11,8 @@ use std::{
 use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
 
 use super::{
-    clients::Clock, error::CommandError, outbox::Outbox, private::Hold, transaction::Queue,
+    clients::Clock, error::CommandError, examine::Examination, outbox::Outbox, private::Hold,
+    transaction::Queue,
 };
 use crate::{
     auth::Identity,
@@ -74,6 +75,8 @@ pub struct Client {
     wanted: Cell<Wanted>,
     /// Why the profiles of the next command cannot be used, and in which round of checks.
     pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
+    /// The comparison that `PROFILE.CHECK` waits for.
+    pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
     wake: Notify,
 }
@@ -125,6 +128,7 @@ impl Client {
             touched: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
             unloaded: Cell::new(None),
+            examined: RefCell::default(),
             closed: Cell::new(false),
             wake: Notify::new(),
         })

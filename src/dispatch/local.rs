@@ -38,6 +38,7 @@ impl Proxy {
             Local::Client => return self.client(client, request),
             Local::Debug => return self.debug(client, request),
             Local::Info => return self.info(client, request),
+            Local::ProfileCheck => return self.check_profile(client, request),
             Local::Select => self.select(client, request)?,
             Local::Quit => {
                 self.reply(client, |reply| reply.ok());

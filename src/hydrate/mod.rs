@@ -12,12 +12,14 @@
 //! database are defined here, because those who ask and those who answer do not know each other.
 
 mod config;
+mod drift;
 mod epoch;
 mod lookup;
 mod residency;
 mod verdict;
 
 pub use config::Config;
+pub use drift::{Drift, DriftClass, Repair, compare, remedy};
 pub use epoch::{Epoch, EpochFile, EpochRecord};
 pub use lookup::{Away, Page, PageMark, Question};
 pub use residency::{CheckedKeysFull, Residency};
