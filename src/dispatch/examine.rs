@@ -187,7 +187,8 @@ impl Hydration {
     /// Both sides as they are, which may be at different moments.
     async fn sides(&self, key: &[u8]) -> Result<Sides, CommandError> {
         let mut delivered = self.delivered.clone();
-        let far = |delivered: u64| self.journal.appended().0.saturating_sub(delivered) > PENDING_MAX;
+        let far =
+            |delivered: u64| self.journal.appended().0.saturating_sub(delivered) > PENDING_MAX;
         while far(delivered.borrow_and_update().0) {
             delivered.changed().await.map_err(|_| CommandError::Incomparable)?;
         }

@@ -89,7 +89,8 @@ impl HeldKeys {
 
     fn let_go(&self, which: impl Fn(&Held) -> bool) {
         let mut keys = self.keys.borrow_mut();
-        let gone: Vec<Held> = keys.extract_if(|_, held| which(held)).map(|(_, held)| held).collect();
+        let gone: Vec<Held> =
+            keys.extract_if(|_, held| which(held)).map(|(_, held)| held).collect();
         self.count.set(keys.len());
         drop(keys);
         gone.into_iter().flat_map(|held| held.waiting).for_each(|gate| gate.pass());

@@ -102,7 +102,11 @@ impl Hydration {
 
     /// Reads what Redis holds, and its clock. A Redis that began empty holds nothing, and its clock
     /// only matters to a profile that could have expired.
-    pub(super) async fn look(&self, key: &[u8], known: Option<&Known>) -> Result<(Held, u64), CommandError> {
+    pub(super) async fn look(
+        &self,
+        key: &[u8],
+        known: Option<&Known>,
+    ) -> Result<(Held, u64), CommandError> {
         if self.began_empty() && matches!(known, Some(Known::Nothing | Known::Gone)) {
             return Ok((Held::Nothing, now_ms()));
         }

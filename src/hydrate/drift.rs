@@ -76,6 +76,11 @@ pub struct Repair {
 /// Compares the two sides; nothing where they agree. `now_ms` is the time by the clock of Redis.
 #[must_use]
 pub fn compare(known: &Known, held: &Held, now_ms: u64) -> Option<Drift> {
+    // Between a look at a hash and one at the clock its time may come.
+    let held = match held {
+        Held::Hash(hash) if hash.expires_ms.is_some_and(|at| at <= now_ms) => &Held::Nothing,
+        held => held,
+    };
     let class = match decide(known, held, now_ms, Truth::Database) {
         Verdict::Right | Verdict::Absent => return None,
         Verdict::Fill => DriftClass::MissingInRedis,
@@ -164,6 +169,9 @@ mod tests {
         let expired = Known::Live(Profile { expires_ms: Some(NOW - 5), ..one("1") });
         assert_eq!(class(&expired, &hash), Some(DriftClass::Expiry));
         assert_eq!(class(&expired, &Held::Nothing), None);
+        let going = Held::Hash(Profile { expires_ms: Some(NOW), ..one("1") });
+        let known = Known::Live(Profile { expires_ms: Some(NOW), ..one("1") });
+        assert_eq!(class(&known, &going), None);
     }
 
     #[test]
