@@ -153,7 +153,7 @@ impl Hydration {
     async fn compare(&self, examination: &Examination) -> Result<Found, CommandError> {
         let deadline = Instant::now() + self.wait_max * 3 / 4;
         let late = |_| CommandError::Incomparable;
-        let _place = self.places.acquire().await.ok();
+        let _place = timeout_at(deadline, self.held.places.acquire()).await.map_err(late)?;
         let generation = self.generation();
         let key = examination.key.as_slice();
         let look = timeout_at(deadline, self.sides(key)).await;

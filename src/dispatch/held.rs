@@ -9,11 +9,17 @@ use std::{
     rc::Rc,
 };
 
+use tokio::sync::Semaphore;
+
 use super::Gate;
 
+/// Profiles that are compared at once.
+const COMPARED_MAX: usize = 64;
+
 /// The profiles that are held, and who waits for each.
-#[derive(Default)]
 pub(super) struct HeldKeys {
+    /// Whoever compares has one of these places.
+    pub(super) places: Semaphore,
     keys: RefCell<HashMap<Vec<u8>, Held>>,
     count: Cell<usize>,
     next: Cell<u64>,
@@ -31,6 +37,17 @@ pub(super) struct Hold<'a> {
     keys: &'a HeldKeys,
     key: &'a [u8],
     number: u64,
+}
+
+impl Default for HeldKeys {
+    fn default() -> Self {
+        Self {
+            places: Semaphore::new(COMPARED_MAX),
+            keys: RefCell::default(),
+            count: Cell::default(),
+            next: Cell::default(),
+        }
+    }
 }
 
 impl HeldKeys {

@@ -212,6 +212,8 @@ impl Proxy {
         match self.steps(client, request) {
             Ok(step) => step,
             Err(error) => {
+                // What was compared for a command that is refused is no answer to the next one.
+                client.examined.take();
                 if error.aborts() {
                     Self::abort(client);
                 }

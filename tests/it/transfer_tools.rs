@@ -76,6 +76,15 @@ fn write(proxy: &str, hello: &str, stop: &AtomicBool, seed: u64) -> BTreeMap<Str
     counters
 }
 
+/// Stops the writers, also when the test fails.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_full_redis_is_brought_to_the_database_beside_writers_and_after_a_kill() {
     let (redis, postgres) = (Redis::start(), Postgres::start());
@@ -90,6 +99,7 @@ fn a_full_redis_is_brought_to_the_database_beside_writers_and_after_a_kill() {
             let (address, stop) = (address.clone(), &stop);
             scope.spawn(move || write(&address, hello, stop, seed))
         });
+        let stopping = Stopping(&stop);
         let mut tool = setup.proxy.start_tool(&["backfill", "--rate", "4000"]);
         wait_until("a part of the rows", BOUND, || (rows(&setup, "true") > 6000).then_some(()));
         tool.kill();
@@ -101,7 +111,7 @@ fn a_full_redis_is_brought_to_the_database_beside_writers_and_after_a_kill() {
         assert_eq!(rows(&setup, "true"), PROFILES as u64, "{out}");
         let passed: u64 = number_before(&out, " were there already");
         assert!(passed >= before, "the first run was done again: {out}");
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         writers.map(|writer| writer.join().expect("a writer"))
     });
     setup.store_client().command(&["DEL", "user:1:rooms"]);
