@@ -17,6 +17,7 @@ mod delivery;
 mod encoding;
 mod error;
 mod fold;
+mod history;
 mod listing;
 mod lookup;
 mod lost_tail;
