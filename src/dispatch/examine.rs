@@ -90,6 +90,7 @@ impl Proxy {
         }
         let gate = Rc::new(Gate::default());
         gate.left.set(1);
+        gate.compares.set(true);
         let examination = Rc::new(Examination {
             key: key.to_vec(),
             repair,

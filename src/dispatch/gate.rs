@@ -123,6 +123,8 @@ fn names_profiles(spec: &Spec) -> bool {
 #[derive(Default)]
 pub struct Gate {
     pub(super) left: Cell<usize>,
+    /// The command asks for nothing but a comparison, so its wait holds nobody up.
+    pub(super) compares: Cell<bool>,
     failure: RefCell<Option<CommandError>>,
     news: Notify,
 }

@@ -396,7 +396,9 @@ impl Hydration {
     pub async fn wait(&self, gate: &Gate) -> Result<(), CommandError> {
         let start = std::time::Instant::now();
         let opened = tokio::time::timeout(self.wait_max, gate.opened()).await;
-        self.metrics.load_wait.observe(start.elapsed());
+        if !gate.compares.get() {
+            self.metrics.load_wait.observe(start.elapsed());
+        }
         opened.unwrap_or(Err(CommandError::Unloaded))
     }
 }

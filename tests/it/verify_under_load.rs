@@ -173,3 +173,71 @@ fn a_flush_beside_a_repair_leaves_nothing_behind() {
         setup.wait_for_equality();
     }
 }
+
+/// Raises counters whatever happens to Redis; returns how many raises were acknowledged, and how
+/// many have an unknown outcome.
+fn count_through(address: &str, seed: u64, stop: &AtomicBool) -> BTreeMap<String, (i64, i64)> {
+    let mut client = Client::connect(address);
+    let (mut counters, mut random) = (BTreeMap::new(), Random::seeded(seed));
+    while !stop.load(Ordering::Relaxed) {
+        let key = format!("user:c{}", random.below(COUNTED));
+        let reply = client.command(&["HINCRBY", &key, "count", "1"]);
+        let (sure, unsure): &mut (i64, i64) = counters.entry(key).or_default();
+        match reply {
+            Reply::Integer(_) => *sure += 1,
+            Reply::Error(text) if text.contains("unknown") => *unsure += 1,
+            // Nothing was sent.
+            _ => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    counters
+}
+
+#[test]
+fn a_redis_that_is_wiped_under_a_repair_loses_nothing() {
+    let options = ["lost the upstream", "cannot be reached"];
+    let options = options.iter().fold(Proxy::options(), |options, text| options.allows_log(text));
+    let mut setup = Setup::servers_with(options.config(KIND));
+    let words = ["verify", "--watch", "--interval", "10ms", "--repair", "redis", "--rate", "9999"];
+    let mut tool = setup.proxy.start_tool(&words);
+    drop(tool.child().stderr.take());
+    let mut output = tool.child().stdout.take().expect("its output");
+    let reader = thread::spawn(move || std::io::read_to_string(&mut output).expect("text"));
+    let (address, stop) = (setup.proxy.address(), AtomicBool::new(false));
+    let counted = thread::scope(|scope| {
+        let (address, stop) = (address.as_str(), &stop);
+        let counting = [1, 2].map(|seed| scope.spawn(move || count_through(address, seed, stop)));
+        let mut random = Random::seeded(3);
+        for _ in 0..3 {
+            let until = Instant::now() + Duration::from_secs(2);
+            let mut direct = setup.store_client();
+            while Instant::now() < until {
+                let key = format!("user:c{}", random.below(COUNTED));
+                direct.command(&["HSET", &key, "past", "x"]);
+                thread::sleep(Duration::from_millis(5));
+            }
+            setup.redis.as_mut().expect("a Redis").restart();
+        }
+        thread::sleep(Duration::from_secs(1));
+        stop.store(true, Ordering::Relaxed);
+        counting.map(|one| one.join().expect("a client"))
+    });
+    setup.proxy.wait_until_checked();
+    tool.signal("TERM");
+    tool.wait(Duration::from_secs(20)).expect("an end");
+    let out = reader.join().expect("its output");
+    assert!(out.contains("\toverwritten\t"), "nothing was mended:\n{out}");
+    let mut bounds: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+    for (key, (sure, unsure)) in counted.into_iter().flatten() {
+        let sum = bounds.entry(key).or_default();
+        *sum = (sum.0 + sure, sum.1 + unsure);
+    }
+    let mut client = setup.proxy.client();
+    for (key, (sure, unsure)) in bounds {
+        let held = client.command(&["HGET", &key, "count"]);
+        let held: i64 = String::from_utf8_lossy(held.bytes()).parse().expect("a number");
+        assert!((sure..=sure + unsure).contains(&held), "{key}: {held}, {sure} and {unsure}");
+    }
+    let (code, out, errors) = run(&setup.proxy, "verify");
+    assert_eq!(code, 0, "{out}{errors}");
+}
