@@ -29,7 +29,7 @@ fn main() {
     if arguments.iter().any(|argument| argument == "--write") {
         let mut text = HEAD.to_owned();
         for (name, count) in &counted {
-            writeln!(text, "{name} {count:.0}").expect("a string");
+            writeln!(text, "{name} {count:.1}").expect("a string");
         }
         fs::write(FILE, text).expect("the file can be written");
         return println!("wrote {FILE}");

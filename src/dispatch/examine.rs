@@ -14,15 +14,11 @@
 //! Redis is; `MISSING` brings what a side lacks and changes nothing that is there. While profiles
 //! are checked after a change of Redis, that check is all that is done: the answer is `checked`.
 
-use std::{
-    cell::RefCell,
-    rc::{Rc, Weak},
-    time::Duration,
-};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use tokio::{
     task::spawn_local,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{Client, CommandError, Gate, Hydration, Proxy, Step, retention::Retention};
@@ -35,15 +31,11 @@ use crate::{
 const HELD_MAX: Duration = Duration::from_secs(2);
 /// Records that may wait for the database when a profile is held: they are all read then.
 const PENDING_MAX: u64 = 100_000;
-/// How often it is looked whether transactions on private links have ended.
-const BLOCKS_PAUSE: Duration = Duration::from_millis(1);
 
 /// One comparison, from the command that asks for it to its answer.
 pub struct Examination {
     key: Vec<u8>,
     repair: Option<Repair>,
-    /// One more than the transactions that are on private links.
-    blocks: Weak<()>,
     retention: Rc<RefCell<Retention>>,
     gate: Rc<Gate>,
     found: RefCell<Option<Result<Found, CommandError>>>,
@@ -94,7 +86,6 @@ impl Proxy {
         let examination = Rc::new(Examination {
             key: key.to_vec(),
             repair,
-            blocks: Rc::downgrade(&self.outcome.borrow().blocks),
             retention: Rc::clone(&self.retention),
             gate: Rc::clone(&gate),
             found: RefCell::default(),
@@ -165,7 +156,7 @@ impl Hydration {
         }
         let hold = timeout_at(deadline, self.held.hold(key)).await.map_err(late)?;
         let deadline = deadline.min(Instant::now() + HELD_MAX);
-        let look = timeout_at(deadline, self.settled_sides(key, &examination.blocks)).await;
+        let look = timeout_at(deadline, self.settled_sides(key)).await;
         let sides @ (known, held, at_ms) = &look.map_err(late)??;
         // A flush has gone ahead, or Redis was changed: what was seen may be of the past.
         if !hold.stands() || self.generation() != generation || !self.is_trusted() {
@@ -199,11 +190,9 @@ impl Hydration {
     }
 
     /// Both sides of a profile that is held, with everything that was on its way for it.
-    async fn settled_sides(&self, key: &[u8], blocks: &Weak<()>) -> Result<Sides, CommandError> {
+    async fn settled_sides(&self, key: &[u8]) -> Result<Sides, CommandError> {
         // A transaction on a private link is known when the lane has looked at what it has done.
-        while blocks.strong_count() > 1 {
-            sleep(BLOCKS_PAUSE).await;
-        }
+        self.blocks.emptied().await;
         // What waits on the lane in another protocol could be sent behind a look.
         let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
         let other = async {

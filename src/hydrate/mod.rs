@@ -14,6 +14,7 @@
 mod config;
 mod drift;
 mod epoch;
+mod history;
 mod lookup;
 mod residency;
 mod verdict;
@@ -21,6 +22,7 @@ mod verdict;
 pub use config::Config;
 pub use drift::{Drift, DriftClass, Repair, compare, remedy};
 pub use epoch::{Epoch, EpochFile, EpochRecord};
+pub use history::{HistoryEntry, HistoryError, HistoryQuestion};
 pub use lookup::{Away, Page, PageMark, Question};
 pub use residency::{CheckedKeysFull, Residency};
 pub use verdict::{Held, Known, Profile, Truth, Verdict, decide};

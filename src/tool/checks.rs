@@ -160,7 +160,7 @@ async fn check(
 /// Tells whether a refusal is about the moment and not about the profile.
 fn is_passing(text: &str) -> bool {
     let first = text.split(' ').next().unwrap_or_default();
-    matches!(first, "LOADING" | "MASTERDOWN" | "MISCONF")
+    matches!(first, "LOADING" | "MASTERDOWN" | "MISCONF" | "BUSY")
         || text.starts_with("ERR the profile cannot be compared now")
 }
 
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_will_pass_is_tried_again_and_what_is_about_the_profile_is_not() {
-        for text in ["LOADING x", "MASTERDOWN x", "MISCONF x"] {
+        for text in ["LOADING x", "MASTERDOWN x", "MISCONF x", "BUSY x"] {
             assert!(is_passing(text), "{text}");
         }
         assert!(is_passing("ERR the profile cannot be compared now: x"));
