@@ -29,6 +29,16 @@ const ERRORS: [&str; 11] = [
 const LOADS: [&str; 8] =
     ["right", "absent", "other_type", "filled", "overwritten", "deleted", "adopted", "failed"];
 
+/// How Redis and the database can differ about a profile.
+const DRIFTS: [&str; 6] = [
+    "missing_in_redis",
+    "missing_in_database",
+    "deleted_in_database",
+    "fields_differ",
+    "expiry_differs",
+    "other_type",
+];
+
 /// A number that only rises, written by one thread.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -127,6 +137,9 @@ pub struct Metrics {
     /// How long commands wait for their profiles to be checked.
     pub load_wait: Histogram,
     loads: [Counter; LOADS.len()],
+    /// Profiles of which Redis and the database were compared.
+    pub examined: Counter,
+    drifts: [Counter; DRIFTS.len()],
 }
 
 impl Metrics {
@@ -159,6 +172,8 @@ impl Metrics {
             warmed: Counter::default(),
             load_wait: Histogram::default(),
             loads: Default::default(),
+            examined: Counter::default(),
+            drifts: Default::default(),
         }
     }
 
@@ -193,6 +208,14 @@ impl Metrics {
     pub fn load(&self, outcome: &str) {
         let index = LOADS.iter().position(|known| *known == outcome);
         if let Some(counter) = index.and_then(|index| self.loads.get(index)) {
+            counter.add(1);
+        }
+    }
+
+    /// Counts a profile of which Redis and the database differ, by how they do.
+    pub fn drift(&self, class: &str) {
+        let index = DRIFTS.iter().position(|known| *known == class);
+        if let Some(counter) = index.and_then(|index| self.drifts.get(index)) {
             counter.add(1);
         }
     }
@@ -262,6 +285,13 @@ impl Metrics {
         text.family("profile_proxy_loads_total", "counter", "Profiles checked, by outcome.");
         for (outcome, counter) in LOADS.iter().zip(&self.loads) {
             text.labelled("outcome", outcome, counter.value());
+        }
+        let help = "Profiles of which Redis and the database were compared.";
+        text.counter("compared_profiles_total", help, self.examined.value());
+        let help = "Comparisons that found a difference, by class.";
+        text.family("profile_proxy_drift_total", "counter", help);
+        for (class, counter) in DRIFTS.iter().zip(&self.drifts) {
+            text.labelled("class", class, counter.value());
         }
         let buckets = self.load_wait.buckets.each_ref().map(Counter::value);
         let help = "How long commands wait for their profiles to be checked.";

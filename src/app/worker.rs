@@ -110,6 +110,7 @@ impl Worker<'_> {
                 schema: Rc::clone(&self.schema),
                 metrics: Arc::clone(&self.metrics),
                 questions: leftover.questions,
+                delivered: self.admin.sink.watch(),
                 config: self.config.hydrate,
                 file,
                 wait_max: self.config.upstream_timeout,

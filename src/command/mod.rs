@@ -113,6 +113,7 @@ pub enum Local {
     Hello,
     Info,
     Ping,
+    ProfileCheck,
     ProfileHelp,
     ProfileHistory,
     ProfileStatus,

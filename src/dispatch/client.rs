@@ -14,6 +14,7 @@ use super::{
     arrival::{Arrivals, Behind, Run},
     clients::Clock,
     error::CommandError,
+    examine::Examination,
     outbox::Outbox,
     private::Hold,
     transaction::Queue,
@@ -85,6 +86,8 @@ pub struct Client {
     wanted: Cell<Wanted>,
     /// Why the profiles of the next command cannot be used, and in which round of checks.
     pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
+    /// The comparison that `PROFILE.CHECK` waits for.
+    pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
     wake: Notify,
 }
@@ -139,6 +142,7 @@ impl Client {
             touched: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
             unloaded: Cell::new(None),
+            examined: RefCell::default(),
             closed: Cell::new(false),
             wake: Notify::new(),
         })

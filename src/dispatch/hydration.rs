@@ -14,17 +14,17 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::spawn_local,
     time::sleep,
 };
 use tracing::{error, info, warn};
 
-use super::{CommandError, Gate, Ledger, Slot, block::OpenBlocks};
+use super::{CommandError, Gate, Ledger, Slot, block::OpenBlocks, held::HeldKeys};
 use crate::{
     guards::Guard,
     hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
-    journal::Journal,
+    journal::{Journal, Sequence},
     metrics::Metrics,
     resp::{Protocol, push_command},
     schema::Schema,
@@ -49,9 +49,11 @@ pub struct Hydration {
     pub(super) places: Semaphore,
     /// Transactions on private links, whose writes come back when they like.
     pub(super) blocks: Rc<OpenBlocks>,
-    journal: Journal,
+    pub(super) journal: Journal,
+    pub(super) delivered: watch::Receiver<Sequence>,
+    pub(super) wait_max: Duration,
+    pub(super) held: HeldKeys,
     file: EpochFile,
-    wait_max: Duration,
     trusted: Cell<bool>,
     /// Wakes the warm-up: there is an epoch to be settled.
     pub(super) unsettled: Notify,
@@ -88,6 +90,8 @@ pub struct HydrationParts {
     pub metrics: Arc<Metrics>,
     /// The way to the database.
     pub questions: mpsc::Sender<Question>,
+    /// How far the database is.
+    pub delivered: watch::Receiver<Sequence>,
     /// The section of the configuration.
     pub config: hydrate::Config,
     /// Where the last epoch is remembered.
@@ -116,8 +120,10 @@ impl Hydration {
             places: Semaphore::new(LOADS_MAX),
             blocks: Rc::default(),
             journal: parts.journal,
-            file: parts.file,
+            delivered: parts.delivered,
             wait_max: parts.wait_max,
+            held: HeldKeys::default(),
+            file: parts.file,
             trusted: Cell::new(false),
             unsettled: Notify::new(),
             fenced: Notify::new(),
@@ -135,6 +141,24 @@ impl Hydration {
     /// Tells whether every profile may be used as Redis holds it.
     pub(super) fn is_trusted(&self) -> bool {
         self.trusted.get()
+    }
+
+    /// Tells whether no command has to wait for any profile.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.trusted.get() && self.held.is_empty()
+    }
+
+    /// Lets a flush go ahead of the profiles that are being compared, which are compared with
+    /// nothing then; it waits for those that are being mended.
+    pub(super) fn clear_for_flush(
+        &self,
+        name: &'static str,
+    ) -> Result<Option<Rc<Gate>>, CommandError> {
+        match self.is_trusted() {
+            true => Ok(self.held.clear_for_flush()),
+            false => Err(CommandError::Checking(name)),
+        }
     }
 
     /// Returns the role of the Redis of this epoch; nothing before the first link.
@@ -282,6 +306,7 @@ impl Hydration {
 
     fn distrust(&self, state: &mut State) {
         self.trusted.set(false);
+        self.held.let_go_all();
         state.begun = true;
         state.residency.begin();
         self.metrics.checking.set(1);
@@ -340,15 +365,18 @@ impl Hydration {
     ) -> Result<Option<Rc<Gate>>, CommandError> {
         let gate = Rc::new(Gate::default());
         for key in keys {
-            let cold = self.schema.kind_of(key).is_some()
-                && !self.state.borrow().residency.is_trusted(key);
-            if !cold {
+            if self.schema.kind_of(key).is_none() {
                 continue;
             }
-            if self.lane.state() != LinkState::Up {
-                return Err(CommandError::UpstreamDown);
+            if !self.held.join(key, &gate) {
+                if self.state.borrow().residency.is_trusted(key) {
+                    continue;
+                }
+                if self.lane.state() != LinkState::Up {
+                    return Err(CommandError::UpstreamDown);
+                }
+                self.join(key, &gate, None);
             }
-            self.join(key, &gate, None);
             if gate.left.get() >= KEYS_AT_ONCE_MAX {
                 break;
             }
@@ -406,7 +434,9 @@ impl Hydration {
     pub async fn wait(&self, gate: &Gate) -> Result<(), CommandError> {
         let start = std::time::Instant::now();
         let opened = tokio::time::timeout(self.wait_max, gate.opened()).await;
-        self.metrics.load_wait.observe(start.elapsed());
+        if !gate.compares.get() {
+            self.metrics.load_wait.observe(start.elapsed());
+        }
         opened.unwrap_or(Err(CommandError::Unloaded))
     }
 }

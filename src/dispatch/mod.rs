@@ -15,10 +15,12 @@ mod client_command;
 mod client_filter;
 mod clients;
 mod error;
+mod examine;
 mod expiries;
 mod flush;
 mod forward;
 mod gate;
+mod held;
 mod hydration;
 mod info;
 mod late;
@@ -45,6 +47,7 @@ pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::{Clients, Clock};
 pub use error::{Applied, CommandError, JournalTrouble};
+pub use examine::Examination;
 pub use gate::Gate;
 pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
@@ -229,6 +232,8 @@ impl Proxy {
         match self.steps(client, request) {
             Ok(step) => step,
             Err(error) => {
+                // What was compared for a command that is refused is no answer to the next one.
+                client.examined.take();
                 if error.aborts() {
                     Self::abort(client);
                 }

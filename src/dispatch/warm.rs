@@ -103,7 +103,7 @@ impl<'a> Pass<'a> {
 
     /// Goes over the keys in Redis that are profiles of one kind.
     async fn scan(&mut self, kind: &Kind) -> Result<(), CommandError> {
-        let glob = glob_of(kind.pattern().as_str());
+        let glob = kind.pattern().glob();
         let mut cursor = b"0".to_vec();
         loop {
             let scan: [&[u8]; 8] =
@@ -146,37 +146,5 @@ impl<'a> Pass<'a> {
             info!(profiles = checked, "checking profiles");
         }
         Ok(())
-    }
-}
-
-/// Writes a key pattern as Redis's MATCH has them; it also matches keys that the pattern does not.
-fn glob_of(pattern: &str) -> Vec<u8> {
-    let mut glob = Vec::new();
-    for (index, segment) in pattern.split(':').enumerate() {
-        if index > 0 {
-            glob.push(b':');
-        }
-        if segment.starts_with('{') {
-            glob.push(b'*');
-            continue;
-        }
-        for byte in segment.bytes() {
-            if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\' | b'^') {
-                glob.push(b'\\');
-            }
-            glob.push(byte);
-        }
-    }
-    glob
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_becomes_a_glob_that_takes_its_literal_text_literally() {
-        assert_eq!(glob_of("user:{id}"), b"user:*");
-        assert_eq!(glob_of("a*[b]:{x}:c?"), br"a\*\[b\]:*:c\?");
     }
 }

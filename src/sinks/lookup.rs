@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::database::Database;
 use super::encoding::{fields_bytes, name_bytes};
@@ -170,7 +170,7 @@ impl Lookup {
         let read = spawn_blocking(move || Overlay::read(&journal, delivered, appended)).await;
         match read {
             Ok(Ok(overlay)) => {
-                info!(records = appended - delivered, "pending changes read");
+                debug!(records = appended - delivered, "pending changes read");
                 self.overlay = Some(overlay);
                 Ok(())
             }
@@ -275,7 +275,7 @@ impl Lookup {
         self.ready(appended).await?;
         let (keys, next) = match &from.rows_from {
             Some(text) => return self.page_of_rows(text).await,
-            None => self.page_of_pending(from.pending_seen).await?,
+            None => self.page_of_pending(from.pending_after.as_deref()).await?,
         };
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         let profiles = match keys.is_empty() {
@@ -287,18 +287,19 @@ impl Lookup {
 
     async fn page_of_pending(
         &mut self,
-        seen: usize,
+        after: Option<&[u8]>,
     ) -> Result<(Vec<Vec<u8>>, PageMark), SinkError> {
         let overlay = self.overlay.as_ref();
-        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(seen, PAGE_ROWS));
+        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(after, PAGE_ROWS));
         let mut keys: Vec<Vec<u8>> = keys.map(<[u8]>::to_vec).collect();
         let full = keys.len() == PAGE_ROWS;
-        if seen == 0 && self.status.quarantined_keys() > 0 {
+        let pending_after = keys.last().cloned();
+        if after.is_none() && self.status.quarantined_keys() > 0 {
             self.rows.connect(self.timeout).await?;
             keys.extend(self.rows.quarantined().await?);
         }
         let rows_from = (!full).then(String::new);
-        Ok((keys, PageMark { pending_seen: seen + PAGE_ROWS, rows_from }))
+        Ok((keys, PageMark { pending_after, rows_from }))
     }
 
     async fn page_of_rows(&mut self, from: &str) -> Result<Page, SinkError> {

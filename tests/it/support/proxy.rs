@@ -365,6 +365,14 @@ impl Proxy {
         command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
     }
 
+    /// Starts a subcommand with the configuration of this proxy.
+    #[track_caller]
+    pub(crate) fn start_tool(&self, arguments: &[&str]) -> Process {
+        let mut command = self.command_line();
+        command.args(arguments).stdin(Stdio::null());
+        Process::spawn(&mut command, "KILL").expect("the binary runs")
+    }
+
     /// Starts it again without waiting until it is ready.
     #[track_caller]
     pub(crate) fn restart_unready(&mut self) {
