@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test faults check fuzz bench instructions test-needs check-compose run
+.PHONY: help test faults check fuzz bench bench-durability instructions test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -8,10 +8,10 @@ help: ## list these commands
 
 test: test-needs ## install what the tests need, then run all of them
 	cargo test
-	cargo bench --bench instructions
+	cargo bench --bench bench-durability instructions
 
 instructions: test-needs ## compare the instructions of fixed workloads with benches/instructions.txt
-	cargo bench --bench instructions
+	cargo bench --bench bench-durability instructions
 
 SCHEDULES ?= 20
 SECONDS ?= 240
@@ -32,6 +32,10 @@ bench: test-needs ## measure against Redis alone and other proxies; ROUNDS=5 REQ
 		|| echo "$$program is not installed; the Debian package has that name" >&2; done
 	cargo build --release
 	python3 benches/compare.py --rounds $(ROUNDS) --requests $(REQUESTS) --out docs/bench
+
+bench-durability: test-needs ## sync modes, the sink against raw SQL, the start after kill -9; writes docs/durability.md
+	cargo build --release
+	python3 benches/durability.py --out docs/durability.md
 
 FUZZ_SECONDS ?= 600
 

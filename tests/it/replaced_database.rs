@@ -136,8 +136,8 @@ fn profiles_are_not_recorded_while_a_flush_is_in_doubt() {
     let mut scene = Scene::new();
     scene.client.send(words("FLUSHALL"));
     scene.lane.expect("FLUSHALL");
+    // A Redis that owes a reply for so long is sent nothing more.
     scene.replace_database();
-    scene.lane.expect("PING");
     scene.lane.close();
     assert_eq!(scene.client.reply(), Reply::Error(UNKNOWN.into()));
     let mut lane = scene.upstream.accept();
