@@ -15,6 +15,8 @@ pub mod auth;
 
 pub mod schema;
 
+pub mod cache;
+
 pub mod upstream;
 
 pub mod hydrate;

@@ -140,6 +140,20 @@ pub struct Metrics {
     /// Profiles of which Redis and the database were compared.
     pub examined: Counter,
     drifts: [Counter; DRIFTS.len()],
+    /// Reads of profiles that were answered from memory.
+    pub cache_hits: Counter,
+    /// Reads of profiles that could have been, and went to Redis.
+    pub cache_misses: Counter,
+    /// Profiles that had to make room.
+    pub cache_evictions: Counter,
+    /// Keys that Redis has reported as changed, of those that were asked for, and flushes.
+    pub cache_invalidations: Counter,
+    /// Memory of the profiles that are kept, with all that is needed to find them.
+    pub cache_bytes: Gauge,
+    /// Profiles that are kept.
+    pub cache_entries: Gauge,
+    /// Whether reads are answered from memory (1) or not (0).
+    pub cache_on: Gauge,
 }
 
 impl Metrics {
@@ -174,6 +188,13 @@ impl Metrics {
             loads: Default::default(),
             examined: Counter::default(),
             drifts: Default::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            cache_evictions: Counter::default(),
+            cache_invalidations: Counter::default(),
+            cache_bytes: Gauge::default(),
+            cache_entries: Gauge::default(),
+            cache_on: Gauge::default(),
         }
     }
 
@@ -266,6 +287,10 @@ impl Metrics {
             ("upstream_batches_total", "Writes to the upstream.", &self.upstream_batches),
             ("epochs_total", "Changes and restarts of Redis that were noticed.", &self.epochs),
             ("warmed_profiles_total", "Profiles checked by the warm-up.", &self.warmed),
+            ("cache_hits_total", "Reads answered from memory.", &self.cache_hits),
+            ("cache_misses_total", "Reads of profiles not in memory.", &self.cache_misses),
+            ("cache_evictions_total", "Profiles that made room.", &self.cache_evictions),
+            ("cache_invalidations_total", "Changes Redis told of.", &self.cache_invalidations),
         ] {
             text.counter(name, help, counter.value());
         }
@@ -275,6 +300,9 @@ impl Metrics {
             ("in_doubt_changes", "Writes whose outcome is unknown.", &self.in_doubt),
             ("checking", "Whether profiles are checked before they are used.", &self.checking),
             ("checked_profiles", "Profiles checked in this epoch.", &self.checked),
+            ("cache_on", "Whether reads are answered from memory.", &self.cache_on),
+            ("cache_bytes", "Memory of the profiles that are kept.", &self.cache_bytes),
+            ("cache_entries", "Profiles that are kept.", &self.cache_entries),
         ] {
             text.gauge(name, help, gauge.value());
         }

@@ -20,10 +20,11 @@ use super::{AppError, Stops};
 use crate::{
     admin::Admin,
     auth::Auth,
+    cache::Cache,
     config::{Config, UpstreamAddress},
     dispatch::{
-        About, Arrivals, Hydration, HydrationParts, InDoubt, Ledger, Outcome, Proxy, Standing,
-        Upstream, now_ms, warm_up,
+        About, Arrivals, Hydration, HydrationParts, InDoubt, Ledger, Memory, Outcome, Proxy,
+        Standing, Upstream, now_ms, track, warm_up,
     },
     engine::Engine,
     hydrate::{EpochFile, HistoryQuestion, Question},
@@ -102,6 +103,7 @@ impl Worker<'_> {
         let ledger = Ledger::new(opened.writer, journal.clone(), next_ticket, leftover.in_doubt);
         let ledger = Rc::new(RefCell::new(ledger));
         let lane = Lane::new();
+        let memory = self.memory().filter(|_| embedded.is_none());
         let hydration = embedded.is_none().then(|| {
             Hydration::new(HydrationParts {
                 lane: lane.clone(),
@@ -112,6 +114,7 @@ impl Worker<'_> {
                 questions: leftover.questions,
                 delivered: self.admin.sink.watch(),
                 config: self.config.hydrate,
+                memory: memory.clone(),
                 file,
                 wait_max: self.config.upstream_timeout,
             })
@@ -124,7 +127,7 @@ impl Worker<'_> {
             Arc::clone(&self.metrics),
         );
         let arrivals = self.arrivals(journal.clone(), leftover.history_questions);
-        let outcome = outcome.with_arrivals(Rc::clone(&arrivals));
+        let outcome = outcome.with_arrivals(Rc::clone(&arrivals)).with_memory(memory.clone());
         let outcome = Rc::new(RefCell::new(outcome.with_hydration(hydration.clone())));
         let ended = CancellationToken::new();
         let (upstream, pool) = match (embedded, &self.config.upstream) {
@@ -150,6 +153,10 @@ impl Worker<'_> {
         };
         if let Some(hydration) = &hydration {
             spawn_local(warm_up(Rc::clone(hydration), ended.child_token()));
+            if let (Some(memory), Some(pool)) = (memory, &pool) {
+                let (hydration, pool) = (Rc::clone(hydration), pool.clone());
+                spawn_local(track(memory, hydration, pool, ended.child_token()));
+            }
             spawn_local(distrust(leftover.replaced, Rc::clone(hydration), ended.child_token()));
         }
         let proxy = Proxy::new(
@@ -181,6 +188,16 @@ impl Worker<'_> {
         server::serve(listener, proxy, limits(self.config), draining, hurry).await;
         ended.cancel();
         Ok(ledger)
+    }
+}
+
+impl Worker<'_> {
+    /// What reads are answered from, unless that is switched off.
+    fn memory(&self) -> Option<Rc<Memory>> {
+        let config = &self.config.cache;
+        let bytes = usize::try_from(config.memory.as_u64()).unwrap_or(usize::MAX);
+        let always = self.config.journal.sync == journal::SyncMode::Always;
+        config.enabled.then(|| Memory::new(Cache::new(bytes, Arc::clone(&self.metrics)), always))
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
         ProfileHistory, ProfileStatus, ProfileWait, Quit, Reset, Select,
     },
     Private::{Blocking, Monitor, StreamRead, Subscribe, Wait},
+    ProfileRead,
     ProfileWrite::{
         Delete, Expire, Increment, IncrementFloat, Persist, RemoveFields, Replace, Script,
         SetAbsent, SetFields,
@@ -34,7 +35,7 @@ const fn row(
     category: Category,
     route: Route,
 ) -> Spec {
-    Spec { name, arity, keys, access, category, route }
+    Spec { name, arity, keys, access, category, route, read: ProfileRead::of(name) }
 }
 
 /// All commands in the order of their names.

@@ -169,6 +169,7 @@ impl Hydration {
                 let mended = self.mend(key, &drift, sides, repair).await;
                 // Whatever expiry it has now is not the one that the policy has set.
                 examination.retention.borrow_mut().forget(key);
+                self.forget_in_memory(key);
                 mended?
             }
             None => Verdict::Leave,

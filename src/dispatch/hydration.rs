@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{CommandError, Gate, Ledger, Slot, block::OpenBlocks, held::HeldKeys};
+use super::{CommandError, Gate, Ledger, Memory, Slot, block::OpenBlocks, held::HeldKeys};
 use crate::{
     guards::Guard,
     hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
@@ -46,6 +46,7 @@ pub struct Hydration {
     pub(super) metrics: Arc<Metrics>,
     pub(super) questions: mpsc::Sender<Question>,
     pub(super) config: hydrate::Config,
+    memory: Option<Rc<Memory>>,
     pub(super) places: Semaphore,
     /// Transactions on private links, whose writes come back when they like.
     pub(super) blocks: Rc<OpenBlocks>,
@@ -94,6 +95,8 @@ pub struct HydrationParts {
     pub delivered: watch::Receiver<Sequence>,
     /// The section of the configuration.
     pub config: hydrate::Config,
+    /// What reads are answered from.
+    pub memory: Option<Rc<Memory>>,
     /// Where the last epoch is remembered.
     pub file: EpochFile,
     /// How long a command waits for its profiles.
@@ -117,6 +120,7 @@ impl Hydration {
             metrics: parts.metrics,
             questions: parts.questions,
             config: parts.config,
+            memory: parts.memory,
             places: Semaphore::new(LOADS_MAX),
             blocks: Rc::default(),
             journal: parts.journal,
@@ -197,15 +201,26 @@ impl Hydration {
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
     /// Redis is right then: each profile is recorded whole where the database has it otherwise.
     pub fn database_replaced(self: &Rc<Self>) {
+        self.check_again(Some(Truth::Redis));
+        warn!("the database is another one than before; profiles are recorded in it from Redis");
+    }
+
+    /// Takes the news that somebody has flushed Redis past the proxy.
+    pub(super) fn flushed_past(self: &Rc<Self>) {
+        self.check_again(None);
+        warn!("Redis was flushed past the proxy; each profile is checked");
+    }
+
+    /// Has every profile checked on a link that is up.
+    fn check_again(self: &Rc<Self>, truth: Option<Truth>) {
         let mut state = self.state.borrow_mut();
         let State { record: Some(record), .. } = &mut *state else { return };
         record.settled = false;
-        record.truth = Truth::Redis;
+        record.truth = truth.unwrap_or(record.truth);
         self.remember(record);
         self.distrust(&mut state);
         state.empty = false;
         self.fence(&mut state);
-        warn!("the database is another one than before; profiles are recorded in it from Redis");
     }
 
     /// Leaves it open which changes count until all have come back that were sent while everything
@@ -307,6 +322,7 @@ impl Hydration {
     fn distrust(&self, state: &mut State) {
         self.trusted.set(false);
         self.held.let_go_all();
+        self.memory.iter().for_each(|memory| memory.clear());
         state.begun = true;
         state.residency.begin();
         self.metrics.checking.set(1);
@@ -408,12 +424,18 @@ impl Hydration {
         spawn_local(Rc::clone(self).load(key.to_vec(), generation, known));
     }
 
+    /// Has the next read of a profile go to Redis: it was written there past the clients' writes.
+    pub(super) fn forget_in_memory(&self, key: &[u8]) {
+        self.memory.iter().for_each(|memory| memory.forget(key));
+    }
+
     /// Ends a check and lets those go on who have waited for it.
     pub(super) fn finish(&self, key: &[u8], generation: u64, checked: Result<(), CommandError>) {
         let mut state = self.state.borrow_mut();
         if state.residency.generation() != generation {
             return;
         }
+        self.forget_in_memory(key);
         let checked =
             checked.and_then(|()| state.residency.check(key).map_err(|_| CommandError::Unloaded));
         let waiting = state.loads.remove(key).unwrap_or_default();

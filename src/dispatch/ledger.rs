@@ -122,6 +122,12 @@ impl Ledger {
         self.ticket()
     }
 
+    /// Returns the sequence of the last record, written or among what is written next.
+    #[must_use]
+    pub fn recorded(&self) -> Sequence {
+        self.writer.recorded()
+    }
+
     /// Notes that `key` is about to be written, and returns the ticket. The empty key stands for
     /// every profile.
     pub fn intend(&mut self, key: &[u8]) -> u64 {

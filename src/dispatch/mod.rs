@@ -28,6 +28,7 @@ mod ledger;
 mod lexicon;
 mod load;
 mod local;
+mod memory;
 mod outbox;
 mod outcome;
 mod private;
@@ -37,6 +38,7 @@ mod retention;
 mod script;
 mod server_command;
 mod slot;
+mod tracking;
 mod transaction;
 mod unknown;
 mod warm;
@@ -53,10 +55,12 @@ pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
 pub use late::Late;
 pub use ledger::{InDoubt, Ledger};
+pub use memory::Memory;
 pub use outcome::{Outcome, now_ms};
 pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
+pub use tracking::track;
 pub use warm::warm_up;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
@@ -120,6 +124,8 @@ pub struct Proxy {
     about: Option<About>,
     /// Which profiles may be used as Redis holds them; nothing on the embedded store.
     pub hydration: Option<Rc<Hydration>>,
+    /// What reads of profiles are answered from; nothing where it is switched off.
+    memory: Option<Rc<Memory>>,
     arrivals: Option<Rc<Arrivals>>,
     retention: Rc<RefCell<Retention>>,
     lexicon: Rc<RefCell<Lexicon>>,
@@ -168,6 +174,7 @@ impl Proxy {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (retention, lexicon) = (outcome.borrow().retention(), outcome.borrow().lexicon());
+        let memory = outcome.borrow().memory.clone();
         Self {
             auth,
             schema,
@@ -181,6 +188,7 @@ impl Proxy {
             allow_debug: false,
             about: None,
             hydration: None,
+            memory,
             arrivals: None,
             retention,
             lexicon,
@@ -251,6 +259,7 @@ impl Proxy {
                 crate::upstream::Receiver::settle(&mut *self.outcome.borrow_mut())
             }
         }
+        self.memory.iter().for_each(|memory| memory.end_batch());
         client.flush();
     }
 
@@ -314,9 +323,11 @@ impl Proxy {
                 None => self.forward(client, spec, request),
             }
             .map(|()| Step::Next),
-            Route::Forward | Route::Private(_) => {
-                self.forward(client, spec, request).map(|()| Step::Next)
+            Route::Forward | Route::Private(_) => match spec.read {
+                Some(read) => self.read(client, spec, read, request),
+                None => self.forward(client, spec, request),
             }
+            .map(|()| Step::Next),
             Route::Flush => self.flush(client, spec, request).map(|()| Step::Next),
             Route::Refused(Refusal::ProfilesDatabase) if !self.swaps_profiles(request) => {
                 self.forward(client, spec, request).map(|()| Step::Next)

@@ -32,6 +32,7 @@ mod keyspace;
 mod known_bugs;
 mod link_faults;
 mod local_replies;
+mod memory;
 mod mixed_load;
 mod moved_address;
 mod private;

@@ -54,6 +54,16 @@ impl ProxyOptions {
         self
     }
 
+    /// Reads go to the upstream, every one of them.
+    pub(crate) fn without_memory(mut self) -> Self {
+        const SHIPPED: &str = include_str!("../../../config/profile-proxy.toml");
+        self.config = Some(match self.config {
+            Some(text) => format!("{text}\n[cache]\nenabled = false\n"),
+            None => SHIPPED.replace("enabled = true ", "enabled = false"),
+        });
+        self
+    }
+
     /// An environment variable of the proxy.
     pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
