@@ -18,12 +18,14 @@ pub enum Guard {
     Fence,
     /// A deleted profile is remembered as deleted.
     Tombstones,
+    /// Every transaction takes the rows of a batch in the order of their keys.
+    Sorting,
 }
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 5] =
-        [Self::Intents, Self::Overlay, Self::Epochs, Self::Fence, Self::Tombstones];
+    pub const ALL: [Self; 6] =
+        [Self::Intents, Self::Overlay, Self::Epochs, Self::Fence, Self::Tombstones, Self::Sorting];
 
     /// The name in the variable.
     #[must_use]
@@ -34,6 +36,7 @@ impl Guard {
             Self::Epochs => "epochs",
             Self::Fence => "fence",
             Self::Tombstones => "tombstones",
+            Self::Sorting => "sorting",
         }
     }
 

@@ -21,6 +21,7 @@ mod engine_corners;
 mod expiry_races;
 mod faults;
 mod flush;
+mod guards;
 mod handshakes;
 mod hydrate;
 mod journal_faults;
