@@ -33,6 +33,8 @@ pub mod metrics;
 
 pub mod guards;
 
+pub mod outside;
+
 pub mod backoff;
 
 pub mod config;

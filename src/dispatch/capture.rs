@@ -9,7 +9,8 @@ use tracing::warn;
 
 use super::{
     info::join,
-    outcome::{Outcome, now_ms},
+    now_ms,
+    outcome::Outcome,
     slot::{Capture, Part, WriteSlot, take_note},
 };
 use crate::{

@@ -44,7 +44,7 @@ pub use gate::Gate;
 pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
 pub use ledger::{InDoubt, Ledger};
-pub use outcome::{Outcome, now_ms};
+pub use outcome::Outcome;
 pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
@@ -54,6 +54,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use serde::Deserialize;
 
+pub use crate::outside::now_ms;
 use crate::{
     auth::{Auth, CostlyCheck},
     command::{self, Refusal, Route, Spec},

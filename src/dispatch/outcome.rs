@@ -4,7 +4,7 @@
 //! to the journal in one write, and only then are the outboxes let go. When that write fails, the
 //! outboxes are wound back and each of those commands is told that its outcome is unknown.
 
-use std::{borrow::Cow, cell::RefCell, rc::Rc, time::SystemTime};
+use std::{borrow::Cow, cell::RefCell, rc::Rc};
 
 use tracing::error;
 
@@ -342,12 +342,6 @@ impl Receiver for Outcome {
             self.ask_for_doubts(batch);
         }
     }
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Names the reason in the refusal of EXEC. The client's commands were queued before it arose, at

@@ -5,13 +5,12 @@
 //! checked. It runs a bounded number of checks at a time and per second; clients' own touches do
 //! not wait for it.
 
-use std::{
-    collections::VecDeque,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 

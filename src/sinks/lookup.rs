@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -24,6 +23,7 @@ use super::{Config, Status};
 use crate::guards::Guard;
 use crate::hydrate::{Away, Known, Page, PageMark, Question};
 use crate::journal::Journal;
+use crate::outside;
 
 /// Questions that are answered together.
 const QUESTIONS_MAX: usize = 256;
@@ -167,7 +167,7 @@ impl Lookup {
             return Err(SinkError::plain(FailureClass::Connection, "overlay"));
         }
         let journal = self.journal.clone();
-        let read = spawn_blocking(move || Overlay::read(&journal, delivered, appended)).await;
+        let read = outside::blocking(move || Overlay::read(&journal, delivered, appended)).await;
         match read {
             Ok(Ok(overlay)) => {
                 info!(records = appended - delivered, "pending changes read");

@@ -12,6 +12,8 @@ use sqlx::{ConnectOptions, PgConnection, Row as _, SqliteConnection};
 use super::encoding::{name_bytes, name_text, names_json};
 use super::error::{FailureClass, SinkError};
 use super::statements::READER_SESSION;
+#[cfg(test)]
+use super::tests::memory;
 use super::timestamp::Timestamp;
 
 const PG_ROWS: &str = "\
@@ -68,8 +70,16 @@ pub(super) struct Letter {
 /// One connection for reading.
 #[derive(Debug)]
 pub(super) enum Rows {
-    Postgres { options: PgConnectOptions, connection: Option<PgConnection> },
-    Sqlite { options: SqliteConnectOptions, connection: Option<SqliteConnection> },
+    Postgres {
+        options: PgConnectOptions,
+        connection: Option<PgConnection>,
+    },
+    Sqlite {
+        options: SqliteConnectOptions,
+        connection: Option<SqliteConnection>,
+    },
+    #[cfg(test)]
+    Memory(memory::Link),
 }
 
 /// What is wanted of the table of profiles.
@@ -87,11 +97,17 @@ impl Rows {
         match self {
             Self::Postgres { connection, .. } => *connection = None,
             Self::Sqlite { connection, .. } => *connection = None,
+            #[cfg(test)]
+            Self::Memory(link) => link.disconnect(),
         }
     }
 
     /// Connects if there is no connection.
     pub(super) async fn connect(&mut self, limit: Duration) -> Result<(), SinkError> {
+        #[cfg(test)]
+        if let Self::Memory(link) = self {
+            return link.prepare().await;
+        }
         let connecting = async {
             match self {
                 Self::Postgres { options, connection: connection @ None } => {
@@ -113,6 +129,8 @@ impl Rows {
     /// Reads rows. Only while connected.
     pub(super) async fn read(&mut self, wanted: Wanted<'_>) -> Result<Vec<StoredRow>, SinkError> {
         match self {
+            #[cfg(test)]
+            Self::Memory(link) => link.rows(wanted).await,
             Self::Postgres { connection: Some(connection), .. } => {
                 let rows = match wanted {
                     Wanted::Keys(keys) => sqlx::query(PG_ROWS).bind(texts(keys)),
@@ -146,6 +164,8 @@ impl Rows {
         keys: &[&[u8]],
     ) -> Result<Vec<Letter>, SinkError> {
         match self {
+            #[cfg(test)]
+            Self::Memory(_) => Ok(Vec::new()),
             Self::Postgres { connection: Some(connection), .. } => {
                 let query = sqlx::query(PG_LETTERS).bind(source).bind(texts(keys));
                 let rows = query.fetch_all(connection).await?;
@@ -170,6 +190,8 @@ impl Rows {
     /// Reads the keys of which anything was set aside. Only while connected.
     pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
         let keys: Vec<String> = match self {
+            #[cfg(test)]
+            Self::Memory(_) => Vec::new(),
             Self::Postgres { connection: Some(connection), .. } => {
                 sqlx::query_scalar(QUARANTINED).fetch_all(connection).await?
             }

@@ -126,6 +126,7 @@ impl<S: Slot> Lane<S> {
         let mut told = false;
         loop {
             let greeting = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 greeting = handshake::connect(&address, &config, &name) => greeting,
             };
@@ -155,6 +156,7 @@ impl<S: Slot> Lane<S> {
                 }
             }
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(backoff.next_delay()) => {}
             }
@@ -181,6 +183,7 @@ impl<S: Slot> Lane<S> {
         self.queue.state.set(LinkState::Up);
         self.queue.attempted.notify_one();
         let end = tokio::select! {
+            biased;
             () = cancel.cancelled() => None,
             end = link.carry(&self.queue, receiver) => Some(end),
         };

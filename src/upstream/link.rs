@@ -5,17 +5,14 @@
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::{
-    io::AsyncReadExt,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
-    time::Instant,
-};
+use tokio::{io::AsyncReadExt, time::Instant};
 
 use super::{
     Batch, Failure, Receiver, Slot, UpstreamError, handshake::Greeting, lane::Queue, output::Output,
 };
 use crate::{
     metrics::Metrics,
+    outside::{ReadHalf, WriteHalf},
     resp::{Framer, Protocol, ReplyKind},
 };
 
@@ -44,8 +41,8 @@ pub(super) struct Flight<S> {
 }
 
 pub(super) struct Link<S> {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf,
+    write: WriteHalf,
     framer: Framer,
     input: Vec<u8>,
     output: Output,

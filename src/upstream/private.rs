@@ -6,16 +6,13 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use tokio::{
-    io::AsyncReadExt,
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-};
+use tokio::io::AsyncReadExt;
 
 use super::{RedisAddress, UpstreamError, handshake, output::Output};
-use crate::resp::{Framer, ReplyKind};
+use crate::{
+    outside::{ReadHalf, Stream, WriteHalf},
+    resp::{Framer, ReplyKind},
+};
 
 /// Room for replies that an idle link keeps.
 const KEPT_BYTES_MAX: usize = 16 << 10;
@@ -27,8 +24,8 @@ const FAREWELL_BYTES_MAX: usize = 1 << 20;
 
 /// One connection to Redis, held by one client or by the pool.
 pub struct PrivateLink {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf,
+    write: WriteHalf,
     framer: Framer,
     input: Vec<u8>,
     output: Output,
@@ -56,7 +53,7 @@ impl Drop for Place {
 }
 
 impl PrivateLink {
-    pub(super) fn new(stream: TcpStream, id: u64, place: Place) -> Self {
+    pub(super) fn new(stream: Stream, id: u64, place: Place) -> Self {
         let (read, write) = stream.into_split();
         Self {
             read,
