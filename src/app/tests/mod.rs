@@ -45,7 +45,7 @@ use crate::guards::{Guard, switch_off};
 use client::{Client, Shared};
 use report::Report;
 use rig::Rig;
-use schedule::Schedule;
+use schedule::{Deed, Persistence, Schedule};
 use story::Evidence;
 
 /// How long the seeds of `make test` may take, and how many are run even if they take longer.
@@ -240,4 +240,32 @@ fn without_the_fence_the_simulation_finds_a_violation() {
 #[test]
 fn without_tombstones_the_simulation_finds_a_violation() {
     assert_needed(Guard::Tombstones);
+}
+
+/// A schedule in which Redis is killed and started at these moments, and nothing else happens.
+fn restarts(
+    seed: u64,
+    persistence: Persistence,
+    moments_ms: &[u64],
+    others: &[(u64, Deed)],
+) -> Report {
+    let mut schedule = Schedule::draw(seed);
+    schedule.persistence = persistence;
+    schedule.segment_bytes_max = 1 << 20;
+    (schedule.warm_keys_per_second_max, schedule.length_ms) = (20, 1200);
+    schedule.deeds = others.to_vec();
+    for at_ms in moments_ms {
+        schedule.deeds.push((*at_ms, Deed::KillRedis));
+        schedule.deeds.push((at_ms + 20, Deed::StartRedis));
+    }
+    schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
+    run_schedule(&schedule, &[], false).0
+}
+
+#[test]
+fn a_warm_up_that_a_second_restart_of_redis_cuts_off_puts_nothing_old_in_place() {
+    for seed in 1..=40 {
+        let report = restarts(seed, Persistence::Kept, &[300, 450, 600, 750], &[]);
+        assert!(report.is_good(), "{}", report.text());
+    }
 }
