@@ -45,6 +45,8 @@ const SQLITE_LETTERS: &str = "\
         and d.sequence > coalesce((select max(sequence) from history \
         where source = ?1 and key = '*' and kind = '*'), 0) order by d.sequence";
 
+const CURSOR: &str = "select sequence from cursors where source = $1";
+
 const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
 
 /// One row of `profiles`, as text.
@@ -155,6 +157,29 @@ impl Rows {
             }
             _ => Err(not_connected()),
         }
+    }
+
+    /// Reads how far the database is with a journal; 0 where it has nothing of it. Only while
+    /// connected.
+    pub(super) async fn cursor(&mut self, source: &str) -> Result<u64, SinkError> {
+        let sequence: Option<i64> = match self {
+            #[cfg(test)]
+            Self::Memory(link) => {
+                let cursor = link.look(source).await?;
+                return Ok(cursor.map_or(0, |cursor| cursor.sequence));
+            }
+            Self::Postgres { connection: Some(connection), .. } => {
+                sqlx::query_scalar(CURSOR).bind(source).fetch_optional(connection).await?
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                sqlx::query_scalar(CURSOR)
+                    .bind(source.to_owned())
+                    .fetch_optional(connection)
+                    .await?
+            }
+            _ => return Err(not_connected()),
+        };
+        Ok(sequence.map_or(0, i64::cast_unsigned))
     }
 
     /// Reads what was set aside of these profiles, in order. Only while connected.

@@ -269,3 +269,12 @@ fn a_warm_up_that_a_second_restart_of_redis_cuts_off_puts_nothing_old_in_place()
         assert!(report.is_good(), "{}", report.text());
     }
 }
+
+#[test]
+fn a_database_that_was_set_back_is_not_asked_before_the_delivery_knows_of_it() {
+    for seed in 1..=40 {
+        let back = [(480, Deed::SetDatabaseBack), (680, Deed::SetDatabaseBack)];
+        let report = restarts(seed, Persistence::Wiped, &[470, 670], &back);
+        assert!(report.is_good(), "{}", report.text());
+    }
+}
