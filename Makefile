@@ -1,6 +1,10 @@
 # The developer's commands. `make test` is the one that counts.
 
+<<<<<<< HEAD
 .PHONY: help test faults simulation check fuzz test-needs check-compose run
+=======
+.PHONY: help test faults check fuzz bench instructions test-needs check-compose run
+>>>>>>> main
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -8,6 +12,10 @@ help: ## list these commands
 
 test: test-needs ## install what the tests need, then run all of them
 	cargo test
+	cargo bench --bench instructions
+
+instructions: test-needs ## compare the instructions of fixed workloads with benches/instructions.txt
+	cargo bench --bench instructions
 
 SCHEDULES ?= 20
 SECONDS ?= 240
@@ -24,6 +32,14 @@ check: ## formatting and lints, as in .ci/run
 	@cargo clippy --version >/dev/null 2>&1 || { echo "clippy is missing: rustup component add clippy" >&2; exit 1; }
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+
+ROUNDS ?= 5
+REQUESTS ?= 100000
+bench: test-needs ## measure against Redis alone and other proxies; ROUNDS=5 REQUESTS=100000, writes docs/bench.*
+	@for program in nutcracker haproxy; do command -v $$program >/dev/null \
+		|| echo "$$program is not installed; the Debian package has that name" >&2; done
+	cargo build --release
+	python3 benches/compare.py --rounds $(ROUNDS) --requests $(REQUESTS) --out docs/bench
 
 FUZZ_SECONDS ?= 600
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need and this machine lacks. Quick when everything is there.
 #
-#   programs:   redis-server, redis-cli, PostgreSQL, docker-compose, node, npm, script
-#               (Debian packages, by apt-get)
+#   programs:   redis-server, redis-cli, PostgreSQL, docker-compose, node, npm, script,
+#               valgrind (Debian packages, by apt-get)
 #   Python:     redis-py in a virtual environment below cargo's target folder, an old one beside it
 #   JavaScript: node-redis and ioredis in a folder below cargo's target folder
 #
@@ -51,6 +51,7 @@ missing_packages() {
     have node || echo nodejs
     have_node_clients || have npm || echo npm
     have script || echo bsdutils
+    have valgrind || echo valgrind
 }
 
 install_packages() {

@@ -61,6 +61,13 @@ impl Framer {
     }
 
     fn element(&mut self, bytes: &[u8]) -> Result<bool, ProtocolError> {
+        // Nearly every element is a short bulk string that is there as a whole.
+        if let Some([b'$', rest @ ..]) = bytes.get(self.at..)
+            && let Some((length, digits)) = short_length(rest)
+            && let Some(b"\r\n") = rest.get(digits + length..digits + length + 2)
+        {
+            return self.step(self.at + digits + length + 3, 0);
+        }
         let from = self.searched.max(self.at).min(bytes.len());
         let found = memchr::memchr(b'\n', bytes.get(from..).unwrap_or_default());
         let Some(newline) = found.map(|found| from + found) else {
@@ -106,6 +113,20 @@ impl Framer {
         let remaining = (self.remaining - 1).checked_add(more);
         self.remaining = remaining.ok_or(ProtocolError::Reply)?;
         Ok(true)
+    }
+}
+
+/// Reads a length of one to three digits and its end of line, where nothing has to be searched for:
+/// the length, and the bytes up to what it counts. Everything else is left to the slow way.
+pub(super) fn short_length(bytes: &[u8]) -> Option<(usize, usize)> {
+    let digit = |byte: u8| usize::from(byte - b'0');
+    match *bytes {
+        [a @ b'0'..=b'9', b'\r', b'\n', ..] => Some((digit(a), 3)),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => Some((digit(a) * 10 + digit(b), 4)),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            Some((digit(a) * 100 + digit(b) * 10 + digit(c), 5))
+        }
+        _ => None,
     }
 }
 

@@ -4,7 +4,10 @@
 //! trailer that is not CR LF) is written anew, so that only canonical bytes ever go upstream: on a
 //! shared link one client's odd bytes would shift everybody's replies.
 
-use super::{Limits, ProtocolError, reply::push_command};
+use super::{
+    Limits, ProtocolError,
+    reply::{push_command, short_length},
+};
 
 /// Arguments that a client may send before it has logged in (Redis's own bound).
 const UNAUTHENTICATED_ARGUMENTS_MAX: usize = 10;
@@ -132,6 +135,9 @@ impl Scanner {
             match self.state {
                 State::BulkHeader { remaining: 0 } | State::Start => return Ok(self.finish()),
                 State::BulkHeader { remaining } => {
+                    if self.short_bulk(bytes, remaining) {
+                        continue;
+                    }
                     if !self.bulk_header(bytes, remaining)? {
                         return Ok(None);
                     }
@@ -172,24 +178,45 @@ impl Scanner {
     }
 
     fn multibulk_header(&mut self, bytes: &[u8]) -> Result<bool, ProtocolError> {
-        let Some(line) = self.line(bytes, ProtocolError::MultibulkCountTooBig)? else {
-            return Ok(false);
+        let (count, next, canonical) = match short_length(bytes.get(1..).unwrap_or_default()) {
+            Some((count, digits)) => (count, 1 + digits, true),
+            None => {
+                let Some(line) = self.line(bytes, ProtocolError::MultibulkCountTooBig)? else {
+                    return Ok(false);
+                };
+                let digits = bytes.get(1..line.end).unwrap_or_default();
+                let count = parse_length(digits).ok_or(ProtocolError::MultibulkLength)?;
+                (usize::try_from(count).unwrap_or(0), line.next, line.canonical)
+            }
         };
-        self.canonical = true;
         self.spans.clear();
-        let digits = bytes.get(1..line.end).unwrap_or_default();
-        let count = parse_length(digits).ok_or(ProtocolError::MultibulkLength)?;
-        let count = usize::try_from(count).unwrap_or(0);
         if count > self.limits.arguments_max {
             return Err(ProtocolError::MultibulkLength);
         }
         if !self.authenticated && count > UNAUTHENTICATED_ARGUMENTS_MAX {
             return Err(ProtocolError::UnauthenticatedMultibulkLength);
         }
-        self.canonical = line.canonical;
-        self.advance(line.next);
+        self.canonical = canonical;
+        self.advance(next);
         self.state = State::BulkHeader { remaining: count };
         Ok(true)
+    }
+
+    /// Takes a short argument that is there as a whole, which nearly every one is.
+    fn short_bulk(&mut self, bytes: &[u8], remaining: usize) -> bool {
+        let Some([b'$', rest @ ..]) = bytes.get(self.at..) else { return false };
+        let Some((length, digits)) = short_length(rest) else { return false };
+        if rest.get(digits + length..digits + length + 2) != Some(b"\r\n")
+            || length > self.limits.bulk_bytes_max
+            || remaining == 1 && !self.canonical
+        {
+            return false;
+        }
+        let start = self.at + 1 + digits;
+        self.spans.push(Span { start: start as u32, end: (start + length) as u32 });
+        self.advance(start + length + 2);
+        self.state = State::BulkHeader { remaining: remaining - 1 };
+        true
     }
 
     fn bulk_header(&mut self, bytes: &[u8], remaining: usize) -> Result<bool, ProtocolError> {

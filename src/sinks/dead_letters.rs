@@ -11,6 +11,7 @@ use super::database::{Database, Writer};
 use super::encoding::{name_bytes, name_text};
 use super::error::{FailureClass, SinkError};
 use super::fold::Record;
+use super::postgres::Way;
 use super::{postgres, sqlite, statements};
 use crate::profile::Entry;
 
@@ -308,7 +309,7 @@ impl<'a> Session<'a> {
         }
         match self {
             Self::Postgres(transaction) => {
-                postgres::apply_records(transaction, source, &records).await?;
+                postgres::apply_records(transaction, source, &records, Way::Insert).await?;
             }
             Self::Sqlite(transaction) => {
                 sqlite::apply_records(transaction, source, &records).await?;

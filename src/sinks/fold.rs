@@ -9,11 +9,12 @@
 //! later starts from nothing, and the database deletes every other row ([`Folded::flush`]). Does no
 //! I/O.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use foldhash::{HashMap, HashMapExt};
 
-use super::encoding::{Fields, fields_json, names_json};
+use super::encoding::Fields;
 use crate::guards::Guard;
 use crate::profile::{Change, Expiry, Flush};
 
@@ -213,6 +214,9 @@ pub(super) struct Difference<'a> {
     pub removed: Vec<Vec<u8>>,
 }
 
+/// Fields with their values, and names.
+pub(super) type Shown<'a> = (Cow<'a, [(&'a [u8], &'a [u8])]>, Cow<'a, [&'a [u8]]>);
+
 /// A batch, folded.
 #[derive(Debug, Default)]
 pub(super) struct Folded<'a> {
@@ -292,20 +296,19 @@ impl<'a> Folded<'a> {
         }
     }
 
-    /// The fields that a change set, as a JSON object, and those it removed, as a JSON array.
-    pub(super) fn history_json(&self, record: &Record<'a>) -> (String, Option<String>) {
+    /// The fields that a change set and those that it removed, as the history shows them.
+    pub(super) fn history<'b>(&'b self, record: &'b Record<'a>) -> Shown<'b> {
         let change = &record.change;
         if change.deleted {
-            return (fields_json(std::iter::empty()), None);
+            return Shown::default();
         }
-        if let Some(difference) = self.differences.get(&record.sequence) {
-            let removed = difference.removed.iter().map(Vec::as_slice);
-            let removed = (!difference.removed.is_empty()).then(|| names_json(removed));
-            return (fields_json(difference.changed.iter().copied()), removed);
+        match self.differences.get(&record.sequence) {
+            Some(difference) => {
+                let removed = difference.removed.iter().map(Vec::as_slice).collect();
+                (Cow::Borrowed(&difference.changed), removed)
+            }
+            None => (Cow::Borrowed(&change.set), Cow::Borrowed(&change.removed)),
         }
-        let removed =
-            (!change.removed.is_empty()).then(|| names_json(change.removed.iter().copied()));
-        (fields_json(change.set.iter().copied()), removed)
     }
 }
 

@@ -17,6 +17,7 @@ mod delivery;
 mod encoding;
 mod error;
 mod fold;
+mod history;
 mod lookup;
 mod lost_tail;
 mod oldest;

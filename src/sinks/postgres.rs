@@ -20,7 +20,7 @@ use super::fold::{Delta, Folded, Record, Row};
 use super::rows::Rows;
 use super::timestamp::{Month, Timestamp};
 use super::view::View;
-use super::{Config, KindColumns, now_ms, statements as sql};
+use super::{Config, KindColumns, history, now_ms, statements as sql};
 use crate::profile::Expiry;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -187,6 +187,16 @@ impl Writer {
     /// Applies a batch in one transaction.
     pub(super) async fn apply(&mut self, work: &Work<'_>) -> Result<Applied, SinkError> {
         self.make_partitions(&work.records).await?;
+        if !history::is_worth_a_copy(work.records.len()) {
+            return self.apply_by(work, Way::Insert).await;
+        }
+        match self.apply_by(work, Way::Copy).await {
+            Err(error) if error.is_duplicate() => self.apply_by(work, Way::Insert).await,
+            applied => applied,
+        }
+    }
+
+    async fn apply_by(&mut self, work: &Work<'_>, way: Way) -> Result<Applied, SinkError> {
         let connection = self.connection().await?;
         let mut transaction = connection.begin_with(sql::BEGIN).await?;
         let moved = sqlx::query(sql::MOVE_CURSOR)
@@ -210,7 +220,7 @@ impl Writer {
                 return Err(SinkError::QuarantineLifted);
             }
         }
-        let rows = apply_records(&mut transaction, work.source, &work.records).await?;
+        let rows = apply_records(&mut transaction, work.source, &work.records, way).await?;
         if !work.dead.is_empty() {
             insert_dead_letters(&mut transaction, work.source, &work.dead).await?;
         }
@@ -258,11 +268,21 @@ impl Writer {
     }
 }
 
+/// How the rows of the history are written.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// Cheaper; fails where one of them is there already.
+    Copy,
+    /// Steps over those that are there.
+    Insert,
+}
+
 /// Writes history and state of these changes; returns the number of rows.
 pub(super) async fn apply_records(
     connection: &mut PgConnection,
     source: &str,
     records: &[Record<'_>],
+    way: Way,
 ) -> Result<usize, SinkError> {
     if records.is_empty() {
         return Ok(0);
@@ -275,7 +295,10 @@ pub(super) async fn apply_records(
     if let Some((sequence, at_ms)) = folded.flush {
         flush(connection, source, sequence, at_ms).await?;
     }
-    insert_history(connection, source, records, &folded).await?;
+    match way {
+        Way::Copy => history::copy(connection, source, records, &folded).await?,
+        Way::Insert => history::insert(connection, source, records, &folded).await?,
+    }
     upsert(connection, source, &folded.deltas).await?;
     Ok(folded.deltas.len())
 }
@@ -345,42 +368,30 @@ async fn flush(
     Ok(())
 }
 
-async fn insert_history(
-    connection: &mut PgConnection,
-    source: &str,
-    records: &[Record<'_>],
-    folded: &Folded<'_>,
-) -> Result<(), SinkError> {
-    let expiries = records.iter().map(|record| match record.change.expiry {
-        Expiry::At(at) if !record.change.deleted => Some(Timestamp::from_ms(at)),
-        _ => None,
-    });
-    let (changed, removed): (Vec<_>, Vec<_>) =
-        records.iter().map(|record| folded.history_json(record)).unzip();
-    sqlx::query(sql::INSERT_HISTORY)
-        .bind(source)
-        .bind(records.iter().map(|record| record.sequence.cast_signed()).bind_iter())
-        .bind(records.iter().map(|record| name_text(record.change.key)).bind_iter())
-        .bind(records.iter().map(|record| record.change.kind).bind_iter())
-        .bind(records.iter().map(|record| Timestamp::from_ms(record.change.at_ms)).bind_iter())
-        .bind(records.iter().map(|record| record.change.actor).bind_iter())
-        .bind(records.iter().map(|record| record.change.command).bind_iter())
-        .bind(changed)
-        .bind(removed)
-        .bind(records.iter().map(|record| record.change.deleted).bind_iter())
-        .bind(records.iter().map(|record| record.change.cleared).bind_iter())
-        .bind(expiries.bind_iter())
-        .bind(records.iter().map(|record| record.persisted()).bind_iter())
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
+/// Merges into the rows that exist, then makes those that do not.
 async fn upsert(
     connection: &mut PgConnection,
     source: &str,
     deltas: &[Delta<'_>],
 ) -> Result<(), SinkError> {
+    let mut written = merge(connection, sql::UPDATE, source, deltas).await?;
+    if written < deltas.len() {
+        written += merge(connection, sql::INSERT, source, deltas).await?;
+    }
+    // A row that was neither updated nor inserted was made by somebody else in between.
+    if written != deltas.len() {
+        return Err(SinkError::plain(FailureClass::Contention, "upsert"));
+    }
+    Ok(())
+}
+
+/// Runs one of the two statements that take deltas; returns how many rows it wrote.
+async fn merge(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    source: &str,
+    deltas: &[Delta<'_>],
+) -> Result<usize, SinkError> {
     let set = deltas.iter().map(|delta| fields_json(delta.set.iter().map(|(n, v)| (*n, *v))));
     let removed = deltas.iter().map(|delta| {
         (!delta.removed.is_empty()).then(|| names_json(delta.removed.iter().copied()))
@@ -389,7 +400,7 @@ async fn upsert(
         Expiry::At(at) => Some(Timestamp::from_ms(at)),
         Expiry::Unchanged | Expiry::Never => None,
     });
-    let written: i64 = sqlx::query_scalar(sql::UPSERT)
+    let done = sqlx::query(statement)
         .bind(source)
         .bind(deltas.iter().map(|delta| name_text(delta.key)).bind_iter())
         .bind(deltas.iter().map(|delta| delta.kind).bind_iter())
@@ -402,13 +413,9 @@ async fn upsert(
         .bind(deltas.iter().map(|delta| Timestamp::from_ms(delta.first_ms)).bind_iter())
         .bind(deltas.iter().map(|delta| Timestamp::from_ms(delta.at_ms)).bind_iter())
         .bind(deltas.iter().map(|delta| delta.sequence.cast_signed()).bind_iter())
-        .fetch_one(connection)
+        .execute(connection)
         .await?;
-    // A row that was neither updated nor inserted was made by somebody else in between.
-    if usize::try_from(written) != Ok(deltas.len()) {
-        return Err(SinkError::plain(FailureClass::Contention, "upsert"));
-    }
-    Ok(())
+    Ok(usize::try_from(done.rows_affected()).unwrap_or(usize::MAX))
 }
 
 async fn insert_dead_letters(

@@ -350,7 +350,7 @@ async fn insert_history(
         let mut query = QueryBuilder::<Driver>::new(INSERT_HISTORY);
         query.push_values(chunk, |mut row, record| {
             let change = &record.change;
-            let (changed, removed) = folded.history_json(record);
+            let (changed, removed) = folded.history(record);
             let expires_ms = match change.expiry {
                 Expiry::At(at) if !change.deleted => Some(stored_ms(at)),
                 _ => None,
@@ -362,8 +362,8 @@ async fn insert_history(
                 .push_bind(stored_ms(change.at_ms))
                 .push_bind(change.actor.to_owned())
                 .push_bind(change.command.to_owned())
-                .push_bind(changed)
-                .push_bind(removed.unwrap_or_else(|| "[]".to_owned()))
+                .push_bind(fields_json(changed.iter().copied()))
+                .push_bind(names_json(removed.iter().copied()))
                 .push_bind(change.deleted)
                 .push_bind(change.cleared)
                 .push_bind(expires_ms)

@@ -66,6 +66,11 @@ pub(super) const NEEDED_ROWS: &str = "\
     join profiles p on p.key = needed.key \
     where needed.snapshot or (p.expires_at >= needed.after and p.expires_at < needed.until)";
 
+/// In the order in which `history.rs` writes the columns.
+pub(super) const COPY_HISTORY: &str = "\
+    copy history (source, sequence, key, kind, at, actor, command, changed, removed, deleted, \
+        cleared, expires_at, persisted) from stdin (format binary)";
+
 /// One row per record. A flush is one row, too: key and kind `*`, `deleted`, nothing changed. It says
 /// that every profile was removed at that place; no kind is called `*`, so `kind` tells it apart.
 pub(super) const INSERT_HISTORY: &str = "\
@@ -80,44 +85,44 @@ pub(super) const INSERT_HISTORY: &str = "\
             expires_at, persisted) \
     on conflict do nothing";
 
-/// Merges into the rows that exist, in the order of the keys, and inserts the others. The merge
-/// reads the row under its lock, so it is right even if somebody else writes the same profile.
-pub(super) const UPSERT: &str = "\
-    with batch as materialized ( \
-        select * from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
-            as batch (key, kind, fields, removed, cleared, deleted, keeps_expiry, expires_at, \
-                first_at, at, sequence) \
-    ), updated as ( \
-        update profiles p set \
-            kind = b.kind, \
-            fields = case \
-                when b.cleared or p.deleted_at is not null or p.expires_at < b.first_at \
-                    then b.fields::jsonb \
-                when b.removed is null then p.fields || b.fields::jsonb \
-                else (p.fields - array(select jsonb_array_elements_text(b.removed::jsonb))) \
-                    || b.fields::jsonb \
-            end, \
-            expires_at = case \
-                when b.cleared or p.deleted_at is not null or p.expires_at < b.first_at \
-                    then b.expires_at \
-                when b.keeps_expiry then p.expires_at \
-                else b.expires_at \
-            end, \
-            updated_at = b.at, \
-            deleted_at = case when b.deleted then b.at end, \
-            source = $1, \
-            sequence = b.sequence \
-        from batch b where p.key = b.key \
-        returning p.key \
-    ), inserted as ( \
-        insert into profiles \
-            (key, kind, fields, expires_at, updated_at, deleted_at, source, sequence) \
-        select b.key, b.kind, b.fields::jsonb, b.expires_at, b.at, \
-            case when b.deleted then b.at end, $1, b.sequence \
-        from batch b where b.key not in (select key from updated) \
-        on conflict (key) do nothing \
-        returning 1 \
-    ) select (select count(*) from updated) + (select count(*) from inserted)";
+/// Merges into the rows that exist, in the order of the keys. The merge reads the row under its
+/// lock, so it is right even if somebody else writes the same profile.
+pub(super) const UPDATE: &str = "\
+    update profiles p set \
+        kind = b.kind, \
+        fields = case \
+            when b.cleared or p.deleted_at is not null or p.expires_at < b.first_at \
+                then b.fields::jsonb \
+            when b.removed is null then p.fields || b.fields::jsonb \
+            else (p.fields - array(select jsonb_array_elements_text(b.removed::jsonb))) \
+                || b.fields::jsonb \
+        end, \
+        expires_at = case \
+            when b.cleared or p.deleted_at is not null or p.expires_at < b.first_at \
+                then b.expires_at \
+            when b.keeps_expiry then p.expires_at \
+            else b.expires_at \
+        end, \
+        updated_at = b.at, \
+        deleted_at = case when b.deleted then b.at end, \
+        source = $1, \
+        sequence = b.sequence \
+    from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+        as b (key, kind, fields, removed, cleared, deleted, keeps_expiry, expires_at, \
+            first_at, at, sequence) \
+    where p.key = b.key";
+
+/// Inserts the rows that [`UPDATE`] did not find.
+pub(super) const INSERT: &str = "\
+    insert into profiles \
+        (key, kind, fields, expires_at, updated_at, deleted_at, source, sequence) \
+    select b.key, b.kind, b.fields::jsonb, b.expires_at, b.at, \
+        case when b.deleted then b.at end, $1, b.sequence \
+    from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+        as b (key, kind, fields, removed, cleared, deleted, keeps_expiry, expires_at, \
+            first_at, at, sequence) \
+    where not exists (select from profiles p where p.key = b.key) \
+    on conflict (key) do nothing";
 
 /// A flush: every profile becomes a tombstone.
 pub(super) const FLUSH: &str = "\

@@ -32,6 +32,11 @@ impl Timestamp {
     pub(super) fn ms(self) -> u64 {
         u64::try_from(self.0).unwrap_or(0)
     }
+
+    /// As PostgreSQL counts.
+    pub(super) fn postgres_micros(self) -> i64 {
+        (self.0 - POSTGRES_EPOCH_MS).saturating_mul(1000)
+    }
 }
 
 impl Type<Postgres> for Timestamp {
@@ -48,8 +53,7 @@ impl PgHasArrayType for Timestamp {
 
 impl Encode<'_, Postgres> for Timestamp {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        let micros = (self.0 - POSTGRES_EPOCH_MS).saturating_mul(1000);
-        Encode::<Postgres>::encode(micros, buffer)
+        Encode::<Postgres>::encode(self.postgres_micros(), buffer)
     }
 }
 

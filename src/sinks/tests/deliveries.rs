@@ -70,3 +70,21 @@ async fn history_goes_to_the_partition_of_its_month() {
     let partitions = "pg_inherits where inhparent = 'history'::regclass";
     assert_eq!(target.count(partitions).await, 3, "this month, the next, and the default");
 }
+
+#[tokio::test]
+async fn a_history_that_is_ahead_of_the_cursor_is_stepped_over() {
+    for target in Target::both().await {
+        let mut log = Log::new();
+        let writes = (0..300).map(|n| Write::set("user:1", 1000 + n, "n", &n.to_string()).record());
+        log.append(&writes.collect::<Vec<_>>());
+        log.deliver(&target, 100).await;
+        // Somebody brought back an older cursor and state, and left the history as it was.
+        target.run("update cursors set sequence = 50").await;
+        target.run("delete from profiles").await;
+        let mut delivery = log.delivery(&target, batches_of(100));
+        delivery.drain().await.unwrap();
+        assert_eq!(target.count("history").await, 300);
+        assert_eq!(target.state().await[0][1]["n"], "299");
+        assert_eq!((delivery.status().batches(), delivery.status().dead_letters()), (3, 0));
+    }
+}

@@ -64,8 +64,10 @@ async fn agree(target: &Target, parts: &[(Vec<Write>, usize)]) -> Result<(), Tes
 /// Runs the property in one runtime and one database per case.
 fn check(target: impl AsyncFn() -> Target, cases: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    // Small batches and such as are copied.
+    let sizes = prop_oneof![1..9_usize, 32..100_usize];
     // Yesterday, so that the history gets its partitions.
-    let parts = proptest::collection::vec((writes(now_ms() - 86_400_000, 25), 1..9_usize), 1..4);
+    let parts = proptest::collection::vec((writes(now_ms() - 86_400_000, 45), sizes), 1..4);
     let config = ProptestConfig {
         cases,
         max_shrink_iters: 60,

@@ -18,7 +18,7 @@ use crate::outside::tests::{Fate, Life, chance};
 use crate::profile::Expiry;
 use crate::sinks::batch::Work;
 use crate::sinks::database::{Applied, Cursor};
-use crate::sinks::encoding::{Fields, fields_bytes, fields_json, name_text};
+use crate::sinks::encoding::{Fields, fields_json, name_text};
 use crate::sinks::error::{FailureClass, SinkError};
 use crate::sinks::fold::{Folded, Row};
 use crate::sinks::rows::{StoredRow, Wanted};
@@ -312,16 +312,18 @@ impl State {
         }
         folded.resolve(&work.records, &rows);
         for record in &work.records {
-            let (changed, removed) = folded.history_json(record);
-            let removed = removed.map(|json| serde_json::from_str(&json).expect("names"));
+            let (changed, removed) = folded.history(record);
             let change = &record.change;
             let written = Written {
                 key: change.key.to_vec(),
                 actor: change.actor.to_owned(),
                 command: change.command.to_ascii_uppercase(),
                 at_ms: change.at_ms,
-                changed: fields_bytes(&changed)?,
-                removed: removed.unwrap_or_default(),
+                changed: changed
+                    .iter()
+                    .map(|(name, value)| (name.to_vec(), value.to_vec()))
+                    .collect(),
+                removed: removed.iter().map(|name| name_text(name).into_owned()).collect(),
                 deleted: change.deleted,
                 cleared: change.cleared,
                 expires_ms: match change.expiry {
