@@ -175,8 +175,10 @@ impl Outcome {
 impl Receiver for Outcome {
     type Slot = Slot;
 
-    fn may_send(&mut self, _batch: &Batch<Slot>) -> bool {
-        self.ledger.borrow_mut().commit_intents().is_ok()
+    fn may_send(&mut self, batch: &Batch<Slot>) -> bool {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.commit_intents().is_ok()
+            && !batch.slots.iter().filter_map(Slot::ticket).any(|ticket| ledger.has_lost(ticket))
     }
 
     fn replies(&mut self, slot: &Slot, notes: &[u8], bytes: &[u8], count: u32) {

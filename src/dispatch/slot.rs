@@ -191,6 +191,20 @@ pub struct Look {
     pub unchecked: bool,
 }
 
+impl Slot {
+    /// Returns the first ticket of the writes in it.
+    pub(super) fn ticket(&self) -> Option<u64> {
+        match self {
+            Self::Write { write, .. } => Some(write.ticket),
+            Self::Transaction { parts, .. } => parts.iter().find_map(|part| match part {
+                Part::Write(write) => Some(write.ticket),
+                _ => None,
+            }),
+            _ => None,
+        }
+    }
+}
+
 impl upstream::Slot for Slot {
     fn replies(&self) -> u32 {
         match self {
