@@ -173,6 +173,11 @@ impl Wire {
         pipe.wake();
     }
 
+    /// Takes back a cut that has yet to come.
+    pub(crate) fn mend(&self) {
+        self.0.iter().for_each(|pipe| lock(pipe).cut_after = None);
+    }
+
     /// Cuts the connection when so many more bytes have gone in a direction.
     pub(crate) fn cut_after(&self, direction: usize, bytes: usize) {
         lock(&self.0[direction]).cut_after = Some(bytes);

@@ -204,12 +204,14 @@ impl Client {
         let echo = format!("{} {}", self.actor, operations[0].number);
         bytes.extend(encode(&["ECHO", &echo]));
         talk.send(&bytes).await?;
+        let mut in_doubt = false;
         match together {
-            true => self.executed(talk, operations).await?,
+            true => in_doubt = self.executed(talk, operations).await?,
             false => {
                 for operation in operations {
                     let reply = talk.reply().await?;
                     self.told(operation, &reply);
+                    in_doubt |= is_unknown(&reply);
                 }
             }
         }
@@ -217,11 +219,12 @@ impl Client {
         if value(&reply) != Some(echo.as_bytes()) && !is_refusal(&reply) && !is_unknown(&reply) {
             self.fault(&echo, &reply);
         }
-        Some(())
+        // Under a new name no later write is taken for one that nobody knows of.
+        (!in_doubt).then_some(())
     }
 
-    /// Reads the replies from that to MULTI to that to EXEC.
-    async fn executed(&mut self, talk: &mut Talk, operations: &mut [Operation]) -> Option<()> {
+    /// Reads the replies from that to MULTI to that to EXEC; says whether the outcome is unknown.
+    async fn executed(&mut self, talk: &mut Talk, operations: &mut [Operation]) -> Option<bool> {
         for _ in 0..=operations.len() {
             let reply = talk.reply().await?;
             if reply != b"+OK\r\n" && reply != b"+QUEUED\r\n" && !is_refusal(&reply) {
@@ -231,14 +234,14 @@ impl Client {
         let reply = talk.reply().await?;
         let Some(mut rest) = elements_of(&reply, operations.len() as u32) else {
             operations.iter_mut().for_each(|operation| self.told(operation, &reply));
-            return Some(());
+            return Some(is_unknown(&reply));
         };
         for operation in operations {
             let (one, others) = rest.split_at(framed(rest, 1));
             self.told(operation, one);
             rest = others;
         }
-        Some(())
+        Some(false)
     }
 
     fn fault(&mut self, what: &str, reply: &[u8]) {

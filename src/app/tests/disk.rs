@@ -35,7 +35,7 @@ impl Image {
             let _ = std::fs::copy(folder.join(name), new.path().join(name));
         }
         if power_fails {
-            disk.power_failure(&from, &to, |_| chance().unwrap_or(0) % 3 == 0);
+            disk.power_failure(&from, &to, |_| chance().unwrap_or(0).is_multiple_of(3));
             return Image { disk: FaultyDisk::holding(&to), folder: new };
         }
         for entry in std::fs::read_dir(&from).expect("the journal").flatten() {
@@ -68,7 +68,7 @@ struct LivingFile {
 /// Does a step, and ends the life behind it or in front of it if it is the last one.
 fn step<T>(life: &Life, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let last = life.step() == Fate::Last;
-    if last && chance().unwrap_or(0) % 2 == 0 {
+    if last && chance().unwrap_or(0).is_multiple_of(2) {
         life.end();
     }
     let result = act();

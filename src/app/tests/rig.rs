@@ -296,6 +296,7 @@ impl Rig {
     /// Ends every accident.
     pub(super) async fn heal(self: &Rc<Self>) {
         self.database.heal();
+        self.redis.wires().iter().for_each(Wire::mend);
         for deed in [Deed::ReleaseRedis, Deed::StartRedis, Deed::StartDatabase] {
             self.act(deed).await;
         }

@@ -264,7 +264,7 @@ impl Link {
         let trouble = self.memory.server.state().troubles.pop_front();
         let commits = match self.memory.life.step() {
             Fate::Never => return pending().await,
-            Fate::Last => chance().unwrap_or(0) % 2 == 0,
+            Fate::Last => chance().unwrap_or(0).is_multiple_of(2),
             Fate::Goes => !matches!(
                 trouble,
                 Some(Trouble::Lost | Trouble::Silence(false) | Trouble::Contention)
@@ -292,7 +292,7 @@ impl Link {
 
 impl State {
     fn commit(&mut self, work: &Work<'_>) -> Result<usize, SinkError> {
-        if chance().unwrap_or(0) % 4 == 0 {
+        if chance().unwrap_or(0).is_multiple_of(4) {
             self.older.push_front(self.tables.clone());
             self.older.truncate(OLDER_MAX);
         }

@@ -257,8 +257,10 @@ fn step(operation: &Operation, row: &Row, before: &State) -> Vec<State> {
 /// Takes those away from the suspects.
 fn recovered(row: &Row, before: &State, suspects: &mut Vec<&Operation>) -> Option<State> {
     let at = (row.at_ms, row.at_ms);
-    let targets: BTreeSet<State> =
+    let mut targets: BTreeSet<State> =
         seen_during(before, at).iter().map(|base| apply_row(row, base)).collect();
+    // A profile that was found is one, whatever was left of it to change.
+    targets.retain(|target| target.is_none() == row.deleted);
     let mut possible: Vec<&Operation> =
         suspects.iter().copied().filter(|o| o.invoked_us / 1000 <= row.at_ms).collect();
     possible.reverse();
