@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The first words of our own errors.
-const ERRORS: [&str; 10] = [
+const ERRORS: [&str; 11] = [
     "ERR",
     "NOAUTH",
     "WRONGPASS",
@@ -19,6 +19,7 @@ const ERRORS: [&str; 10] = [
     "MISCONF",
     "MASTERDOWN",
     "LOADING",
+    "BUSY",
     "NOPROTO",
     "DENIED",
     "EXECABORT",

@@ -17,7 +17,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -31,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    journal::{Journal, Sequence},
+    journal::Journal,
     metrics::{Exposition, Metrics},
     sinks::{FailureClass, Status},
 };
@@ -107,12 +106,18 @@ struct Check {
 }
 
 impl Admin {
+    /// Tells whether the database was reached by the last attempt, and delivery goes on.
+    #[must_use]
+    pub fn is_database_up(&self) -> bool {
+        self.sink.is_connected() && !self.undelivered.load(Ordering::Relaxed)
+    }
+
     fn checks(&self) -> [Check; 4] {
         let stops = self.draining.load(Ordering::Relaxed);
         let upstream = self.metrics.upstream_up.value() > 0;
         let journal = !self.journal.is_poisoned();
         let ended = self.undelivered.load(Ordering::Relaxed);
-        let database = self.sink.is_connected() && !ended;
+        let database = self.is_database_up();
         let check = |name, passes, needed, yes, no| Check {
             name,
             passes,
@@ -159,13 +164,12 @@ impl Admin {
         let (sink, journal) = (&self.sink, &self.journal);
         text.gauge("sink_up", "Whether the database is there.", u64::from(sink.is_connected()));
         // Before the first connection nobody knows the cursor: all that the journal holds counts.
-        let waiting = left(journal, sink, journal.appended());
+        let waiting = sink.waiting_records(journal, journal.appended());
         let help = "Records that the database has yet to get.";
         text.gauge("sink_waiting_records", help, waiting);
-        let bytes = journal.bytes_total().saturating_sub(sink.delivered_bytes());
-        let bytes = if waiting == 0 { 0 } else { bytes.min(journal.bytes()) };
+        let bytes = sink.waiting_bytes(journal);
         text.gauge("sink_waiting_bytes", "Bytes that the database has yet to get.", bytes);
-        let age = sink.oldest_undelivered_at_ms().map_or(0.0, age_seconds);
+        let age = sink.oldest_undelivered_age_ms(journal) as f64 / 1000.0;
         text.seconds("sink_oldest_change_seconds", "Age of the oldest undelivered change.", age);
         expose_replay(text, journal, sink);
         text.counter("sink_changes_total", "Changes that the database has.", sink.changes());
@@ -193,17 +197,5 @@ fn expose_replay(text: &mut Exposition, journal: &Journal, sink: &Status) {
 
 /// How many records of earlier runs the database has yet to get.
 fn replay_left(journal: &Journal, sink: &Status) -> u64 {
-    left(journal, sink, sink.replay_until())
-}
-
-/// How many records up to `end` the database has yet to get; all that are kept while its cursor
-/// is not known.
-fn left(journal: &Journal, sink: &Status, end: Sequence) -> u64 {
-    let delivered = sink.delivered().0.max(journal.first().0.saturating_sub(1));
-    end.0.saturating_sub(delivered)
-}
-
-fn age_seconds(at_ms: u64) -> f64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
-    now.saturating_sub(at_ms) as f64 / 1000.0
+    sink.waiting_records(journal, sink.replay_until())
 }

@@ -19,8 +19,8 @@ use tracing::{error, info, warn};
 use super::{AppError, Stops};
 use crate::{
     admin::{self, Admin},
-    hydrate::Question,
-    sinks::{Delivery, DeliveryError, Lookup},
+    hydrate::{HistoryQuestion, Question},
+    sinks::{Delivery, DeliveryError, History, Lookup},
 };
 
 /// The niceness of the thread: about a tenth of a processor that others want as well.
@@ -33,6 +33,8 @@ pub(super) struct Background {
     pub(super) delivery: Delivery,
     pub(super) lookup: Lookup,
     pub(super) asked: mpsc::Receiver<Question>,
+    pub(super) history: History,
+    pub(super) history_asked: mpsc::Receiver<HistoryQuestion>,
     pub(super) admin: Arc<Admin>,
     pub(super) port: StdListener,
     /// How long clients may take to get their replies at the end.
@@ -65,8 +67,10 @@ impl Background {
         // Nobody is left to ask when the worker has ended, and a look-up may wait for a database
         // that never comes.
         let answering = stops.carried.run_until_cancelled(Box::pin(self.lookup.run(self.asked)));
+        let telling =
+            stops.carried.run_until_cancelled(Box::pin(self.history.run(self.history_asked)));
         tokio::select! {
-            _ = async { tokio::join!(delivering, serving, answering) } => {}
+            _ = async { tokio::join!(delivering, serving, answering, telling) } => {}
             never = stopping => match never {},
         }
     }

@@ -39,7 +39,10 @@ use crate::{
     metrics::Metrics,
     outside::Listener,
     schema::{FieldType, Rule, Schema},
-    sinks::{self, ColumnType, Database, Delivery, DeliveryError, KindColumns, Lookup, SinkError},
+    sinks::{
+        self, ColumnType, Database, Delivery, DeliveryError, History, KindColumns, Lookup,
+        SinkError,
+    },
 };
 use background::Background;
 use starting::StartingPort;
@@ -47,6 +50,8 @@ use worker::{Leftover, Worker};
 
 /// Questions about profiles that may wait for the background thread.
 const QUESTIONS_MAX: usize = 1024;
+/// Questions about histories that may wait for it.
+const HISTORY_QUESTIONS_MAX: usize = 256;
 /// How long a start with `sync = "os"` waits to hear from the database whether it is ahead.
 const LOST_TAIL_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -123,11 +128,11 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
     let rules = Rule::ALL.map(Rule::label);
     let metrics = Arc::new(Metrics::new(TABLE.iter().map(|spec| spec.name).collect(), &rules));
-    let delivered = delivery.status();
+    let sink = database.label();
     let admin = Arc::new(Admin {
         metrics: Arc::clone(&metrics),
         journal: opened.journal.clone(),
-        sink: Arc::clone(&delivered),
+        sink: delivery.status(),
         draining: false.into(),
         undelivered: false.into(),
     });
@@ -138,21 +143,25 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
     let replaced = delivery.status().replaced();
     let lookup = Lookup::new(opened.journal.clone(), &database, delivery.status(), &config.sink);
+    let (history_questions, history_asked) = mpsc::channel(HISTORY_QUESTIONS_MAX);
+    let history = History::new(opened.journal.clone(), &database, delivery.status(), &config.sink);
     let stops = Stops::default();
     let background = Background {
         delivery,
         lookup,
         asked,
-        admin,
+        history,
+        history_asked,
+        admin: Arc::clone(&admin),
         port: admin_port,
         patience: config.shutdown_timeout,
     };
     let background = background.start(runtime, stops.clone())?;
 
     // The worker carries commands until a signal; then the journal ends, then the database.
-    let leftover = Leftover { next_ticket, in_doubt, questions, replaced };
+    let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
     let (schema, stops_too) = (Rc::new(schema), stops.clone());
-    let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, delivered };
+    let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, admin, sink };
     let local = LocalSet::new();
     let carried = local.block_on(&worker_runtime, async {
         let listener = Listener::from_std(clients).map_err(|source| AppError::System {

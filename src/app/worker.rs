@@ -17,20 +17,21 @@ use tracing::info;
 
 use super::Stops;
 use crate::{
+    admin::Admin,
     auth::Auth,
     config::{Config, UpstreamAddress},
     dispatch::{
-        About, Hydration, HydrationParts, InDoubt, Ledger, Outcome, Proxy, Standing, Upstream,
-        now_ms, warm_up,
+        About, Arrivals, Hydration, HydrationParts, InDoubt, Ledger, Outcome, Proxy, Standing,
+        Upstream, now_ms, warm_up,
     },
     engine::Engine,
-    hydrate::{EpochFile, Question},
+    hydrate::{EpochFile, HistoryQuestion, Question},
     journal::{self, Opened},
     metrics::Metrics,
     outside::Listener,
     resp,
     schema::Schema,
-    server, sinks,
+    server,
     upstream::{self, Lane, Pool, RedisAddress},
 };
 
@@ -47,6 +48,7 @@ pub(super) struct Leftover {
     pub(super) in_doubt: InDoubt,
     /// The way to the database.
     pub(super) questions: mpsc::Sender<Question>,
+    pub(super) history_questions: mpsc::Sender<HistoryQuestion>,
     /// Whether the database turned out to be another one.
     pub(super) replaced: watch::Receiver<bool>,
 }
@@ -59,10 +61,28 @@ pub(super) struct Worker<'a> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) stops: Stops,
     pub(super) started: Instant,
-    pub(super) delivered: Arc<sinks::Status>,
+    pub(super) admin: Arc<Admin>,
+    /// What kind of database there is.
+    pub(super) sink: &'static str,
 }
 
 impl Worker<'_> {
+    /// What the worker knows of the way to the database.
+    fn arrivals(
+        &self,
+        journal: journal::Journal,
+        questions: mpsc::Sender<HistoryQuestion>,
+    ) -> Rc<Arrivals> {
+        let status = Arc::clone(&self.admin.sink);
+        Rc::new(Arrivals {
+            delivered: status.watch(),
+            is_set_aside: Box::new(move |first, last| status.is_set_aside(first, last)),
+            questions,
+            journal,
+            ack_timeout: self.config.ack_timeout,
+        })
+    }
+
     /// Carries commands until a signal, and hands the journal's writer back.
     pub(super) async fn carry(
         self,
@@ -99,6 +119,8 @@ impl Worker<'_> {
             Rc::clone(&self.schema),
             Arc::clone(&self.metrics),
         );
+        let arrivals = self.arrivals(journal.clone(), leftover.history_questions);
+        let outcome = outcome.with_arrivals(Rc::clone(&arrivals));
         let outcome = Rc::new(RefCell::new(outcome.with_hydration(hydration.clone())));
         let ended = CancellationToken::new();
         let (upstream, pool) = match (embedded, &self.config.upstream) {
@@ -117,7 +139,8 @@ impl Worker<'_> {
                     ended.child_token(),
                 );
                 spawn_local(carry);
-                let pool = Pool::new(redis_address(address), lane_config(self.config), name);
+                let (address, config) = (redis_address(address), lane_config(self.config));
+                let pool = Pool::new(address, config, name, lane.home());
                 (Upstream::Redis(lane), Some(pool))
             }
         };
@@ -134,12 +157,15 @@ impl Worker<'_> {
             Rc::clone(&ledger),
             self.metrics,
         );
+        let delivered = arrivals.delivered.clone();
         let listen = listener.local_addr().unwrap_or(self.config.listen);
-        let about = about(listen, self.started, journal.clone(), self.delivered);
+        let about = about(listen, self.started, self.admin, self.sink);
         let proxy = proxy.with_scripts(self.config.scripts).with_debug(self.config.allow_debug);
-        let proxy = Rc::new(proxy.with_about(about).with_hydration(hydration));
+        let proxy = proxy.with_about(about).with_arrivals(arrivals).with_hydration(hydration);
+        let proxy = Rc::new(proxy);
         spawn_local(sweep(Rc::clone(&proxy), ended.child_token()));
         spawn_local(release(journal.watch(), Rc::clone(&outcome), ended.child_token()));
+        spawn_local(acknowledge(delivered, Rc::clone(&outcome), ended.child_token()));
         info!(address = %self.config.listen, "ready to accept connections");
         let Stops { draining, hurry, .. } = self.stops;
         if let Upstream::Redis(lane) = &proxy.upstream {
@@ -154,21 +180,52 @@ impl Worker<'_> {
     }
 }
 
-/// What INFO tells of the proxy, with the state of the database as it is when it is asked.
-fn about(
-    listen: SocketAddr,
-    started: Instant,
-    journal: journal::Journal,
-    status: Arc<sinks::Status>,
-) -> About {
-    let written = journal.clone();
-    let standing = move || Standing {
-        up: status.is_connected(),
-        undelivered: written.appended().0.saturating_sub(status.delivered().0),
-        dead_letters: status.dead_letters(),
-        quarantined_keys: status.quarantined_keys(),
+/// What INFO and PROFILE.STATUS tell of the proxy, with the state of the database as it is when it
+/// is asked.
+fn about(listen: SocketAddr, started: Instant, admin: Arc<Admin>, sink: &'static str) -> About {
+    let journal = admin.journal.clone();
+    let standing = move || {
+        let (status, journal) = (&admin.sink, &admin.journal);
+        Standing {
+            sink,
+            up: admin.is_database_up(),
+            delivered: status.delivered().0,
+            undelivered: status.waiting_records(journal, journal.appended()),
+            undelivered_bytes: status.waiting_bytes(journal),
+            oldest_undelivered_ms: status.oldest_undelivered_age_ms(journal),
+            dead_letters: status.dead_letters(),
+            quarantined_keys: status.quarantined_keys(),
+        }
     };
     About { started, listen, journal, standing: Box::new(standing) }
+}
+
+/// Lets replies go that wait for the database, when it has what they answer or is too late.
+async fn acknowledge(
+    mut delivered: watch::Receiver<journal::Sequence>,
+    outcome: Rc<RefCell<Outcome>>,
+    ended: CancellationToken,
+) {
+    let awaited = outcome.borrow().awaited();
+    loop {
+        let deadline = outcome.borrow_mut().release_arrived();
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let news = async {
+            tokio::select! {
+                changed = delivered.changed() => changed.is_ok(),
+                () = awaited.notified() => true,
+                () = late => true,
+            }
+        };
+        if ended.run_until_cancelled(news).await != Some(true) {
+            return;
+        }
+    }
 }
 
 /// Lets held replies go when the journal has become durable (`sync = "always"`).
@@ -190,7 +247,7 @@ async fn distrust(
 ) {
     loop {
         if *replaced.borrow_and_update() {
-            hydration.database_replaced().await;
+            hydration.database_replaced();
         }
         match ended.run_until_cancelled(replaced.changed()).await {
             Some(Ok(())) => {}

@@ -103,7 +103,7 @@ pub enum Route {
 
 /// Commands that the proxy answers, some of them with what the upstream says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the command of that name")]
+#[expect(missing_docs, reason = "each is the command of that name; `ProfileX` is PROFILE.X")]
 pub enum Local {
     Acl,
     Auth,
@@ -113,6 +113,10 @@ pub enum Local {
     Hello,
     Info,
     Ping,
+    ProfileHelp,
+    ProfileHistory,
+    ProfileStatus,
+    ProfileWait,
     Quit,
     Reset,
     Select,
@@ -185,13 +189,23 @@ impl Spec {
         takes(self.arity, arguments)
     }
 
-    /// Tells whether a request is `SCRIPT KILL` or `FUNCTION KILL`.
+    /// Tells whether a request is `SCRIPT KILL`, `FUNCTION KILL` or `FUNCTION STATS`: about the
+    /// script that is running.
     #[must_use]
     #[inline]
-    pub fn kills_script(&self, request: &Request<'_>) -> bool {
+    pub fn ends_script(&self, request: &Request<'_>) -> bool {
+        let is = |word: &[u8]| request.argument(1).eq_ignore_ascii_case(word);
         self.category == Category::Scripting
             && self.keys == Keys::None
-            && request.argument(1).eq_ignore_ascii_case(b"kill")
+            && (is(b"kill") || is(b"stats"))
+    }
+
+    /// Tells whether Redis runs a request while it is busy with a script (its flag `allow_busy`).
+    #[must_use]
+    pub fn passes_scripts(&self, request: &Request<'_>) -> bool {
+        let allowed = ["auth", "discard", "hello", "multi", "quit", "replconf", "reset"];
+        let more = ["shutdown", "unwatch", "watch"];
+        allowed.contains(&self.name) || more.contains(&self.name) || self.ends_script(request)
     }
 
     /// Returns the position of the row in [`TABLE`], for counters kept per command.

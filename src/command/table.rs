@@ -1,7 +1,7 @@
 //! The command table: every fact about a command is one row here, and nowhere else.
 //!
 //! Name, arity and key positions are those that `COMMAND` of Redis 7.0 reports, with the hash
-//! commands of 7.4 and 8 added. A command that is not here is unknown to the proxy; what it is, the
+//! commands of 7.4 and 8 and the proxy's own (`profile.*`) added. A command that is not here is unknown to the proxy; what it is, the
 //! upstream is asked (`dispatch/lexicon.rs`).
 
 use super::{
@@ -11,7 +11,10 @@ use super::{
         Server, Set, SortedSet, Stream, String,
     },
     Keys::{self, Any, Counted, CountedInto, None, Range, Storing, Streams},
-    Local::{Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, Quit, Reset, Select},
+    Local::{
+        Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, ProfileHelp, ProfileHistory,
+        ProfileStatus, ProfileWait, Quit, Reset, Select,
+    },
     Private::{Blocking, Monitor, StreamRead, Subscribe, Wait},
     ProfileWrite::{
         Delete, Expire, Increment, IncrementFloat, Persist, RemoveFields, Replace, Script,
@@ -172,6 +175,10 @@ pub static TABLE: &[Spec] = &[
     row("pfmerge", -2, Range(1, -1, 1), Write, HyperLogLog, Forward),
     row("pfselftest", 1, None, Neither, HyperLogLog, Refused(Bypass)),
     row("ping", -1, None, Neither, Connection, Local(Ping)),
+    row("profile.help", 1, None, Neither, Server, Local(ProfileHelp)),
+    row("profile.history", -2, Range(1, 1, 1), Read, Hash, Local(ProfileHistory)),
+    row("profile.status", 1, None, Neither, Server, Local(ProfileStatus)),
+    row("profile.wait", 2, None, Neither, Connection, Local(ProfileWait)),
     row("psetex", 4, Range(1, 1, 1), Write, String, Forward),
     row("psubscribe", -2, None, Neither, PubSub, Private(Subscribe)),
     row("psync", -3, None, Neither, Server, Refused(Bypass)),

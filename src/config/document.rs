@@ -35,6 +35,8 @@ pub(super) struct Document {
     pub(super) shutdown_timeout: Option<Duration>,
     #[serde(deserialize_with = "duration")]
     pub(super) upstream_timeout: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    pub(super) ack_timeout: Option<Duration>,
     pub(super) log: Option<String>,
     pub(super) scripts: Scripts,
     pub(super) allow_debug: bool,

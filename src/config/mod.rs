@@ -65,6 +65,9 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How long a command waits for the upstream; default 10 seconds, at most an hour.
     pub upstream_timeout: Duration,
+    /// How long a reply waits for the database where a kind has `ack = "database"`; default 5
+    /// seconds, at most an hour.
+    pub ack_timeout: Duration,
     /// What is logged: a level or directives of tracing; default `info`.
     pub log: String,
     /// What becomes of scripts on profiles; default snapshot.
@@ -96,6 +99,7 @@ impl Default for Config {
             data_dir: "data".into(),
             shutdown_timeout: Duration::from_secs(10),
             upstream_timeout: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(5),
             log: "info".into(),
             scripts: Scripts::default(),
             allow_debug: false,
@@ -191,6 +195,7 @@ fn take_sections(config: &mut Config, draft: &mut Draft<'_>) {
     let timeouts = [
         ("shutdown_timeout", document.shutdown_timeout, &mut config.shutdown_timeout),
         ("upstream_timeout", document.upstream_timeout, &mut config.upstream_timeout),
+        ("ack_timeout", document.ack_timeout, &mut config.ack_timeout),
     ];
     for (name, written, value) in timeouts {
         *value = written.unwrap_or(*value);

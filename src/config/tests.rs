@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use tempfile::TempDir;
 
 use super::*;
-use crate::schema::{FieldConfig, FieldType, FieldsConfig, Mode, Number, UnknownFields};
+use crate::schema::{Ack, FieldConfig, FieldType, FieldsConfig, Mode, Number, UnknownFields};
 use crate::{hydrate, journal, sinks};
 
 /// Loads in an empty working directory unless a file's text is given.
@@ -68,6 +68,7 @@ fn the_shipped_file_says_what_the_defaults_are() {
         key: "user:{employee_id}".into(),
         mode: Mode::Enforce,
         ttl: Some(Duration::from_secs(365 * 86_400)),
+        ack: Ack::Journal,
         unknown_fields: UnknownFields::Allow,
         fields: FieldsConfig(fields.map(|(name, field)| (name.to_owned(), field)).into()),
     };
@@ -87,6 +88,7 @@ fn the_shipped_file_names_every_setting() {
         data_dir: _,
         shutdown_timeout: _,
         upstream_timeout: _,
+        ack_timeout: _,
         log: _,
         scripts: _,
         allow_debug: _,
@@ -119,7 +121,7 @@ fn the_shipped_file_names_every_setting() {
         profile: _,
     } = Config::default();
     let settings = "listen admin upstream database data_dir shutdown_timeout upstream_timeout \
-         log scripts allow_debug maxclients timeout tcp-keepalive tcp-backlog \
+         ack_timeout log scripts allow_debug maxclients timeout tcp-keepalive tcp-backlog \
          client-query-buffer-limit proto-max-bulk-len client-output-buffer-limit inflight_max \
          arguments_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
          linger connections timeout retry_delay_max flush_within on_difference \
@@ -248,6 +250,7 @@ password_hash = "hunter2"
 name = "user"
 key = "user:id"
 mode = "strict"
+ack = "disk"
 [profile.fields]
 "é" = { type = "integer", min = 0.5, max = "9" }
 b = { type = "text", min = 1 }
@@ -264,8 +267,8 @@ type = "enum"
     let expected = [
         "1:10: expected IP:PORT such as 127.0.0.1:6380, or [::1]:6380 for IPv6",
         "2:1: there is no setting `lisen` here; known are `listen`, `admin`, `upstream`, \
-         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `log`, `scripts`, `allow_debug`, \
-         `limits`, `journal`, `sink`, `hydrate`, `user`, `profile`",
+         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `ack_timeout`, `log`, `scripts`, \
+         `allow_debug`, `limits`, `journal`, `sink`, `hydrate`, `user`, `profile`",
         "3:12: expected 'embedded' or redis://[user[:password]@]host[:port][/db]; \
          invalid port number",
         "4:12: expected a text in quotes",
@@ -284,15 +287,16 @@ type = "enum"
          itself",
         "22:7: a key pattern needs at least one placeholder such as '{id}'",
         "23:8: expected one of `enforce`, `warn`, `off`",
-        "25:33: 'min' of an integer field must be an integer",
-        "25:44: expected a number",
-        "26:14: expected one of `string`, `integer`, `float`, `boolean`, `enum`, `timestamp`",
-        "27:1: this field cannot be declared: it holds a control character, which would break \
+        "24:7: expected `journal` or `database`",
+        "26:33: 'min' of an integer field must be an integer",
+        "26:44: expected a number",
+        "27:14: expected one of `string`, `integer`, `float`, `boolean`, `enum`, `timestamp`",
+        "28:1: this field cannot be declared: it holds a control character, which would break \
          the reply",
-        "28:5: a field needs a type: string, integer, float, boolean, enum or timestamp",
-        "32:8: expected a text in quotes",
-        "33:7: expected a duration such as \"365d\"",
-        "34:1: an enum field needs values = [\"...\", \"...\"]",
+        "29:5: a field needs a type: string, integer, float, boolean, enum or timestamp",
+        "33:8: expected a text in quotes",
+        "34:7: expected a duration such as \"365d\"",
+        "35:1: an enum field needs values = [\"...\", \"...\"]",
     ];
     assert_eq!(faults(text), expected);
 }
@@ -424,12 +428,13 @@ fn a_variable_that_is_not_text_is_a_fault() {
 
 #[test]
 fn timeouts_are_more_than_nothing_and_at_most_an_hour() {
-    for setting in ["shutdown_timeout", "upstream_timeout"] {
+    for setting in ["shutdown_timeout", "upstream_timeout", "ack_timeout"] {
         for text in ["1ms", "1h", "1m 30s"] {
             assert!(file(&format!("{setting} = \"{text}\"")).is_ok(), "{setting} {text}");
         }
         for text in ["0s", "3601s"] {
-            let expected = format!("1:20: {setting} must be longer than 0s and at most 1h");
+            let column = setting.len() + 4;
+            let expected = format!("1:{column}: {setting} must be longer than 0s and at most 1h");
             assert_eq!(faults(&format!("{setting} = \"{text}\"")), [expected]);
         }
     }

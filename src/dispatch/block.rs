@@ -13,7 +13,9 @@
 //! A link that is lost before EXEC is answered is ended at Redis by its id, and its profiles are
 //! read back behind that. Should the proxy die, the next lane ends it by its name.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
+
+use tokio::sync::Notify;
 
 use super::{
     Client, CommandError, JournalTrouble, Outcome, Proxy, Slot, Upstream,
@@ -36,8 +38,48 @@ pub struct Block {
     parts: Vec<Part>,
     /// As those of `Slot::Transaction`, but each change has nothing but its key.
     notes: Vec<u8>,
-    /// Counts the blocks whose EXEC has not been answered.
-    _open: Rc<()>,
+    _open: Option<OpenBlock>,
+}
+
+/// Counts the blocks that write profiles and whose EXEC has not been answered.
+#[derive(Debug, Default)]
+pub(super) struct OpenBlocks {
+    count: Cell<usize>,
+    none: Notify,
+}
+
+impl OpenBlocks {
+    /// Tells whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.get() == 0
+    }
+
+    /// Waits until there is none.
+    pub(super) async fn emptied(&self) {
+        while !self.is_empty() {
+            self.none.notified().await;
+        }
+    }
+}
+
+/// One share of the count.
+#[derive(Debug)]
+struct OpenBlock(Rc<OpenBlocks>);
+
+impl OpenBlock {
+    fn enter(blocks: &Rc<OpenBlocks>) -> Self {
+        blocks.count.set(blocks.count.get() + 1);
+        Self(Rc::clone(blocks))
+    }
+}
+
+impl Drop for OpenBlock {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get().saturating_sub(1));
+        if self.0.is_empty() {
+            self.0.none.notify_waiters();
+        }
+    }
 }
 
 /// Profiles to be looked at by key, each with the note of the last write to it.
@@ -87,7 +129,8 @@ impl Proxy {
             protocol: client.protocol.get(),
         };
         let parts = self.encode_queue(client, queue, &mut batch, true);
-        let open = Rc::clone(&self.outcome.borrow().blocks);
+        let writes = parts.iter().any(|part| matches!(part, Part::Write(_)));
+        let open = writes.then(|| OpenBlock::enter(&self.outcome.borrow().blocks));
         let block = Block { parts, notes: batch.notes, _open: open };
         if self.ledger.borrow_mut().commit_intents().is_err() {
             self.outcome.borrow_mut().lose_block(&block, Failure::NotSent);
@@ -104,6 +147,11 @@ impl Proxy {
         let exec = &explained(exec, refusal);
         let protocol = client.protocol.get();
         let mut outcome = self.outcome.borrow_mut();
+        if self.is_past(block) {
+            outcome.lose_block(block, Failure::NotSent);
+            outcome.answer_error(client, &CommandError::OutcomeUnknown);
+            return outcome.settle();
+        }
         let mut answer = Vec::new();
         let looks = outcome.read_block(protocol, block, exec, &mut answer);
         if looks.is_empty() {
@@ -134,14 +182,18 @@ impl Proxy {
         lane.wake();
     }
 
+    /// Tells whether a block was sent in an earlier epoch: this Redis cannot tell what it has done, and
+    /// ids of connections mean others here. What is journaled stands.
+    fn is_past(&self, block: &Block) -> bool {
+        let first = self.hydration.as_ref().map_or(0, |hydration| hydration.first_ticket());
+        block.tickets().any(|(ticket, _)| ticket < first)
+    }
+
     /// Takes the news that EXEC will not be answered: its link is lost, or its client has left.
     pub fn lost(&self, block: &Block, link_id: u64) {
         let Upstream::Redis(lane) = &self.upstream else { return };
         let mut outcome = self.outcome.borrow_mut();
-        // The block went to another Redis than the lane's: this one cannot tell what it has done, and
-        // ids of connections mean others here. What is journaled stands.
-        let first = self.hydration.as_ref().map_or(0, |hydration| hydration.first_ticket());
-        if block.tickets().any(|(ticket, _)| ticket < first) {
+        if self.is_past(block) {
             return outcome.lose_block(block, Failure::NotSent);
         }
         outcome.lose_block(block, Failure::Unknown);
@@ -168,7 +220,7 @@ impl Proxy {
 
 impl Outcome {
     /// Settles the tickets of a block that was not executed, or of which nobody knows.
-    fn lose_block(&mut self, block: &Block, failure: Failure) {
+    fn lose_block(&mut self, block: &Block, failure: Failure<'_>) {
         for (write, mut own) in block.writes() {
             self.lose(write, &mut own, failure);
         }
@@ -232,10 +284,11 @@ impl Outcome {
         let Some(key) = Entry::decode_key(note) else { return };
         let unchecked =
             write.warned || matches!(write.capture, Capture::Replaced | Capture::Scripted);
-        let mut look = Look { ticket, unchecked };
+        let mut look = Look { ticket, unchecked, awaited: write.awaited };
         if let Some((earlier, _)) = looks.get(key) {
             self.ledger.borrow_mut().void(earlier.ticket);
             look.unchecked |= earlier.unchecked;
+            look.awaited |= earlier.awaited;
         }
         looks.insert(key, (look, note));
     }
@@ -248,7 +301,7 @@ impl Outcome {
         mut bytes: &[u8],
     ) -> &'n [u8] {
         let answer = take_note(&mut notes);
-        for Look { ticket, unchecked } in looks {
+        for Look { ticket, unchecked, .. } in looks {
             let note = take_note(&mut notes);
             if !self.snapshot(*ticket, note, bytes) {
                 let key = Entry::decode_key(note);

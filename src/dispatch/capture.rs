@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{
     info::join,
     now_ms,
-    outcome::Outcome,
+    outcome::{Outcome, explained},
     slot::{Capture, Part, WriteSlot, take_note},
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     schema::{Kind, Violation},
     upstream::Failure,
 };
+
 impl Outcome {
     /// Reads what a write has come to, journals it, and writes the client's reply to `answer`.
     pub(super) fn write(
@@ -66,21 +67,34 @@ impl Outcome {
         }
     }
 
-    /// Reads what the commands of a transaction have come to, each for itself.
+    /// Reads what the commands of a transaction have come to, each for itself; `replies` are those
+    /// to MULTI, to each command and to EXEC.
     pub(super) fn transaction(
         &mut self,
         protocol: Protocol,
         parts: &[Part],
         mut notes: &[u8],
-        exec: &[u8],
+        replies: &[u8],
         answer: &mut Vec<u8>,
     ) {
         let expected: u32 = parts.iter().map(Part::replies).sum();
+        let (multi, rest) = replies.split_at_checked(framed(replies, 1)).unwrap_or_default();
+        // Without MULTI (the rights of our user at Redis were narrowed) nothing was queued: each
+        // command has run by itself, and what follows are their own replies.
+        if ReplyKind::of(multi) == ReplyKind::Error {
+            self.tell_of_refused_multi();
+            return self.answer_parts(protocol, parts, notes, rest, answer, Self::capture);
+        }
+        let exec = &explained(reply_at(rest, expected), replies);
         let Some(elements) = elements_of(exec, expected) else {
-            // EXECABORT, or an error that kept all of it from running.
+            // Whatever else Redis refuses EXEC for, it discards the transaction with this word.
+            let failure = match exec.starts_with(b"-EXECABORT") {
+                true => Failure::NotSent,
+                false => Failure::Unknown,
+            };
             for part in parts {
                 if let Part::Write(write) = part {
-                    self.lose(write, &mut notes, Failure::NotSent);
+                    self.lose(write, &mut notes, failure);
                 }
             }
             return answer.extend_from_slice(exec);

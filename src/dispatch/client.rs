@@ -10,7 +10,12 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    clients::Clock, error::CommandError, outbox::Outbox, private::Hold, transaction::Queue,
+    arrival::{Arrivals, Behind, Run},
+    clients::Clock,
+    error::CommandError,
+    outbox::Outbox,
+    private::Hold,
+    transaction::Queue,
 };
 use crate::{
     auth::Identity,
@@ -64,6 +69,12 @@ pub struct Client {
     pub silence: Cell<Silence>,
     /// The last command, for `CLIENT LIST`.
     pub last_command: Cell<&'static str>,
+    /// What of the client's writes the database has yet to get.
+    behind: RefCell<Behind>,
+    /// A reply of the proxy's own is not known yet.
+    late: Cell<bool>,
+    /// How many of the outbox's replies wait for the database.
+    awaited: Cell<u32>,
     clock: Clock,
     /// Where the clock stood when the client last said or took something.
     active_at: Cell<u64>,
@@ -117,6 +128,9 @@ impl Client {
             hold: Cell::default(),
             silence: Cell::default(),
             last_command: Cell::new("NULL"),
+            behind: RefCell::default(),
+            late: Cell::default(),
+            awaited: Cell::default(),
             active_at: Cell::new(clock.get()),
             clock: Rc::clone(clock),
             outbox: RefCell::default(),
@@ -152,10 +166,67 @@ impl Client {
         self.in_flight.get()
     }
 
-    /// Returns how many replies the lane and the private link owe this client.
+    /// Returns how many replies the lane, the private link and the database owe this client.
     #[must_use]
     pub fn owed(&self) -> u32 {
-        self.in_flight.get() + self.hold.get().owed
+        let late = u32::from(self.late.get());
+        self.in_flight.get() + self.hold.get().owed + self.awaited.get() + late
+    }
+
+    /// Says whether a reply of the proxy's own is not known yet.
+    pub(super) fn set_late(&self, late: bool) {
+        self.late.set(late);
+    }
+
+    /// Tells whether the client waits for a reply of the proxy's own that is not known yet.
+    pub(super) fn is_late(&self) -> bool {
+        self.late.get()
+    }
+
+    /// Notes what a command of the client has changed.
+    pub(super) fn changed(&self, run: Run, arrivals: &Arrivals) {
+        self.behind.borrow_mut().add(run, arrivals);
+    }
+
+    /// Counts the client's changes that the database has yet to get.
+    pub(super) fn behind(&self, arrivals: &Arrivals) -> u64 {
+        self.behind.borrow_mut().count(arrivals)
+    }
+
+    /// Tells once whether the database has refused any change of the client.
+    pub(super) fn take_set_aside(&self) -> bool {
+        self.behind.borrow_mut().take_set_aside()
+    }
+
+    /// Appends a reply that waits until the database has the changes of `run`, or for the deadline.
+    /// Says whether it is the only one that waits.
+    pub(super) fn push_awaited(&self, bytes: &[u8], run: Run, deadline: Instant) -> bool {
+        if !self.hears() {
+            return false;
+        }
+        self.outbox.borrow_mut().push_awaited(bytes, run, deadline);
+        self.awaited.replace(self.awaited.get() + 1) == 0
+    }
+
+    /// Lets replies go whose changes the database has, or that have waited for too long, and counts
+    /// those that become errors. Returns when the next one will have waited for too long; nothing
+    /// when none is left.
+    pub(super) fn arrive(
+        &self,
+        arrivals: &Arrivals,
+        now: Instant,
+        refused: &[u8],
+        late: &[u8],
+        errors: &mut u64,
+    ) -> Option<Instant> {
+        let deadline = {
+            let mut outbox = self.outbox.borrow_mut();
+            *errors += outbox.arrive(arrivals, now, refused, late);
+            self.awaited.set(outbox.awaited() as u32);
+            outbox.deadline()
+        };
+        self.flush();
+        deadline
     }
 
     /// Changes what is known of the private link.
@@ -226,7 +297,9 @@ impl Client {
 
     /// Replaces what was appended since [`Self::touch`] by one error for each reply.
     pub(super) fn rewind(&self, error: &str) {
-        self.outbox.borrow_mut().rewind(self.protocol.get(), error);
+        let mut outbox = self.outbox.borrow_mut();
+        outbox.rewind(self.protocol.get(), error);
+        self.awaited.set(outbox.awaited() as u32);
     }
 
     /// Lets replies go that were held for the journal up to `durable`.
@@ -300,6 +373,7 @@ impl Client {
     pub fn close(&self) {
         self.closed.set(true);
         self.outbox.borrow_mut().clear();
+        self.awaited.set(0);
         self.wake.notify_one();
     }
 

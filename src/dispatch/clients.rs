@@ -171,7 +171,7 @@ fn flags(client: &Client) -> String {
         ('O', hold.monitor),
         ('P', ClientType::of(client) == ClientType::PubSub),
         ('x', session.queue.is_some()),
-        ('b', hold.blocking > 0),
+        ('b', hold.blocking > 0 || client.is_late()),
         ('t', hold.tracking),
         ('e', session.no_evict),
         ('T', hold.no_touch),

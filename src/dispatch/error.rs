@@ -3,6 +3,8 @@
 //! The first word is a vocabulary that clients act on. A word that invites a retry is used only
 //! where nothing was applied. No text from a client is ever part of one.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use crate::{command::Refusal, schema::Violation};
@@ -14,6 +16,8 @@ pub enum Applied {
     No,
     /// Nobody knows.
     Unknown,
+    /// It has changed what it was to change.
+    Yes,
 }
 
 /// Why a command was not answered by the upstream. Displays as the text behind the `-`.
@@ -128,6 +132,12 @@ pub enum CommandError {
     /// No link to Redis; nothing was sent.
     #[error("MASTERDOWN the upstream Redis is down; nothing was sent")]
     UpstreamDown,
+    /// Redis is busy with a script; the text is the one that Redis gives now.
+    #[error("{0}")]
+    Busy(Arc<str>),
+    /// The same at EXEC; Redis's text.
+    #[error("EXECABORT Transaction discarded because of: {0}")]
+    AbortedBusy(Arc<str>),
     /// A profile that was not checked since Redis was changed or restarted cannot be checked now.
     #[error(
         "LOADING the profile has to be loaded from the database first, which is not possible now; nothing was sent"
@@ -138,6 +148,35 @@ pub enum CommandError {
         "LOADING every profile is being checked since Redis was restarted or changed; command '{0}' has to wait, nothing was sent"
     )]
     Checking(&'static str),
+    /// A write whose kind has `ack = "database"`, and the database was too late.
+    #[error("ERR the write is applied and journaled, but it has not reached the database in time")]
+    NotInDatabase,
+    /// The same, and the database has refused it.
+    #[error(
+        "ERR the write is applied and journaled, but the database has refused it (dead letters)"
+    )]
+    SetAside,
+    /// PROFILE.WAIT, once for all such changes before it.
+    #[error("ERR the database has refused a change of this connection (dead letters)")]
+    SomeSetAside,
+    /// PROFILE.HISTORY of something else.
+    #[error("ERR the key is not one of a profile")]
+    NotAProfile,
+    /// PROFILE.HISTORY with another COUNT.
+    #[error("ERR COUNT must be a number from 1 to 1000")]
+    HistoryCount,
+    /// PROFILE.HISTORY while the database does not answer.
+    #[error("ERR the history cannot be read from the database now")]
+    NoHistory,
+    /// PROFILE.HISTORY while too much is on its way to the database.
+    #[error("ERR the history cannot be read now: the database is too far behind")]
+    HistoryBehind,
+    /// Redis's text.
+    #[error("ERR timeout is not an integer or out of range")]
+    TimeoutNotAnInteger,
+    /// Redis's text.
+    #[error("ERR timeout is negative")]
+    TimeoutNegative,
     /// The link was lost with the command on it. No word here may invite a retry.
     #[error("ERR the connection to the upstream was lost, outcome unknown")]
     OutcomeUnknown,
@@ -168,7 +207,8 @@ impl CommandError {
             Self::Journal(_) => "MISCONF",
             Self::UpstreamDown => "MASTERDOWN",
             Self::Unloaded | Self::Checking(_) => "LOADING",
-            Self::Aborted | Self::ExecArity => "EXECABORT",
+            Self::Busy(_) => "BUSY",
+            Self::Aborted | Self::AbortedBusy(_) | Self::ExecArity => "EXECABORT",
             _ => "ERR",
         }
     }
@@ -192,6 +232,7 @@ impl CommandError {
     pub fn applied(&self) -> Applied {
         match self {
             Self::OutcomeUnknown | Self::Journal(JournalTrouble::LostOutcome) => Applied::Unknown,
+            Self::NotInDatabase | Self::SetAside => Applied::Yes,
             _ => Applied::No,
         }
     }
@@ -214,11 +255,14 @@ mod tests {
     ];
 
     #[test]
-    fn an_error_whose_outcome_is_unknown_invites_no_retry() {
-        for error in
-            [CommandError::OutcomeUnknown, CommandError::Journal(JournalTrouble::LostOutcome)]
-        {
-            assert_eq!(error.applied(), Applied::Unknown);
+    fn an_error_of_what_is_or_may_be_applied_invites_no_retry() {
+        for (error, applied) in [
+            (CommandError::OutcomeUnknown, Applied::Unknown),
+            (CommandError::Journal(JournalTrouble::LostOutcome), Applied::Unknown),
+            (CommandError::NotInDatabase, Applied::Yes),
+            (CommandError::SetAside, Applied::Yes),
+        ] {
+            assert_eq!(error.applied(), applied);
             let text = error.to_string();
             assert!(!RETRIED.iter().any(|word| text.contains(word)), "{text}");
             assert!(text.starts_with(error.label()));

@@ -18,7 +18,7 @@ use crate::{
     command::Spec,
     profile::{Flush, mark_time},
     resp::{ReplyKind, ReplyWriter, Request, integer, parse_integer, push_command},
-    schema::Schema,
+    schema::{Kind, Schema},
     upstream::{Batch, LinkState, Receiver},
 };
 
@@ -89,6 +89,7 @@ impl Proxy {
             retained: false,
             probed: false,
             warned: false,
+            awaited: self.schema.kinds().iter().any(Kind::awaits_database),
             executed_ms: None,
             changes: 1,
             notes: (notes.len() - start) as u32,

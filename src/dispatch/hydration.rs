@@ -16,10 +16,11 @@ use std::{
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
     task::spawn_local,
+    time::sleep,
 };
 use tracing::{error, info, warn};
 
-use super::{CommandError, Gate, Ledger, Slot};
+use super::{CommandError, Gate, Ledger, Slot, block::OpenBlocks};
 use crate::{
     guards::Guard,
     hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
@@ -34,6 +35,8 @@ use crate::{
 const LOADS_MAX: usize = 512;
 /// Profiles of one command that are checked at once; the others follow when these are done.
 const KEYS_AT_ONCE_MAX: usize = 512;
+/// The pause before it is looked again whether anything is in flight or in doubt.
+const FENCE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What decides whether a profile may be used as Redis holds it.
 pub struct Hydration {
@@ -44,6 +47,8 @@ pub struct Hydration {
     pub(super) questions: mpsc::Sender<Question>,
     pub(super) config: hydrate::Config,
     pub(super) places: Semaphore,
+    /// Transactions on private links, whose writes come back when they like.
+    pub(super) blocks: Rc<OpenBlocks>,
     journal: Journal,
     file: EpochFile,
     wait_max: Duration,
@@ -109,6 +114,7 @@ impl Hydration {
             questions: parts.questions,
             config: parts.config,
             places: Semaphore::new(LOADS_MAX),
+            blocks: Rc::default(),
             journal: parts.journal,
             file: parts.file,
             wait_max: parts.wait_max,
@@ -129,6 +135,11 @@ impl Hydration {
     /// Tells whether every profile may be used as Redis holds it.
     pub(super) fn is_trusted(&self) -> bool {
         self.trusted.get()
+    }
+
+    /// Returns the role of the Redis of this epoch; nothing before the first link.
+    pub(super) fn role(&self) -> Option<String> {
+        self.state.borrow().record.as_ref().map(|record| record.epoch.role.clone())
     }
 
     /// Returns the number of the current round of checks; what belongs to another is void.
@@ -161,29 +172,57 @@ impl Hydration {
 
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
     /// Redis is right then: each profile is recorded whole where the database has it otherwise.
-    pub async fn database_replaced(&self) {
-        {
-            let mut state = self.state.borrow_mut();
-            let State { record: Some(record), .. } = &mut *state else { return };
-            record.settled = false;
-            record.truth = Truth::Redis;
-            self.remember(record);
-            self.distrust(&mut state);
-            (state.appended, state.empty) = (None, false);
-        }
+    pub fn database_replaced(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        let State { record: Some(record), .. } = &mut *state else { return };
+        record.settled = false;
+        record.truth = Truth::Redis;
+        self.remember(record);
+        self.distrust(&mut state);
+        state.empty = false;
+        self.fence(&mut state);
         warn!("the database is another one than before; profiles are recorded in it from Redis");
-        // Writes that are on their way were sent while everything was trusted. Behind them on the
-        // lane nothing more of that kind can come; if the link is lost, the next one ends this as
-        // well.
+    }
+
+    /// Leaves it open which changes count until all have come back that were sent while everything
+    /// was trusted, and until it is known what became of a flush.
+    fn fence(self: &Rc<Self>, state: &mut State) {
+        state.appended = None;
+        let generation = state.residency.generation();
+        let this = Rc::clone(self);
+        spawn_local(async move {
+            while !this.is_fenced(generation).await {
+                sleep(FENCE_PAUSE).await;
+            }
+        });
+    }
+
+    /// Tells whether it is known which changes count in this round of checks. Behind what is on the
+    /// lane now nothing can come that was sent before: whoever sends more waits for this. What is in
+    /// doubt goes first over each link.
+    async fn is_fenced(&self, generation: u64) -> bool {
+        self.blocks.emptied().await;
+        if self.ledger.borrow().flush_in_doubt() {
+            return self.generation() != generation;
+        }
         let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
-        let fence = tokio::join!(
+        let pongs = tokio::join!(
             self.ask_in(Protocol::Resp2, 1, ping),
             self.ask_in(Protocol::Resp3, 1, ping)
         );
-        if matches!(fence, (Ok(_), Ok(_))) {
-            self.state.borrow_mut().appended.get_or_insert(self.journal.appended().0);
-            self.fenced.notify_waiters();
+        let mut state = self.state.borrow_mut();
+        if state.residency.generation() != generation {
+            return true;
         }
+        let in_doubt = self.ledger.borrow().flush_in_doubt();
+        if in_doubt || !self.blocks.is_empty() || !matches!(pongs, (Ok(_), Ok(_))) {
+            return false;
+        }
+        state.appended = Some(self.journal.appended().0);
+        let first_ticket = state.record.as_ref().map_or(0, |record| record.first_ticket);
+        self.trust_doubts(&mut state, first_ticket);
+        self.fenced.notify_waiters();
+        true
     }
 
     /// Tells whether Redis held nothing when the epoch began.
@@ -193,7 +232,7 @@ impl Hydration {
 
     /// Decides what a new link means, before anything goes over it. Returns the ticket from which
     /// on writes were sent to this Redis: what is in doubt from before cannot be read back from it.
-    pub(super) fn link_up(&self, server: &Server) -> u64 {
+    pub(super) fn link_up(self: &Rc<Self>, server: &Server) -> u64 {
         let epoch = epoch_of(server);
         let mut state = self.state.borrow_mut();
         if !Guard::Epochs.is_up() {
@@ -207,12 +246,11 @@ impl Hydration {
             } else if !state.begun {
                 self.begin(&mut state, server);
                 self.trust_doubts(&mut state, record.first_ticket);
-            } else {
-                if state.appended.is_none() {
-                    state.appended = Some(self.journal.appended().0);
-                    self.trust_doubts(&mut state, record.first_ticket);
-                    self.fenced.notify_waiters();
+                // It may turn out to have removed what the database still has.
+                if self.ledger.borrow().flush_in_doubt() {
+                    self.fence(&mut state);
                 }
+            } else {
                 self.unsettled.notify_one();
             }
             return record.first_ticket;

@@ -21,10 +21,18 @@ use crate::{
 /// How far the database is.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Standing {
-    /// The last attempt reached it.
+    /// Its kind.
+    pub sink: &'static str,
+    /// The last attempt reached it, and delivery goes on.
     pub up: bool,
+    /// The last record of the journal that it has; 0 while that is not known.
+    pub delivered: u64,
     /// Records of the journal that it has yet to get.
     pub undelivered: u64,
+    /// Bytes of the journal that it has yet to get.
+    pub undelivered_bytes: u64,
+    /// The age of the oldest change among them in milliseconds; 0 for none.
+    pub oldest_undelivered_ms: u64,
     /// Records set aside since the start.
     pub dead_letters: u64,
     /// Profiles whose changes are set aside now.

@@ -36,9 +36,19 @@ pub struct Ledger {
     open: VecDeque<OpenIntents>,
     voids: Vec<u8>,
     changed: bool,
+    progress: Progress,
     in_doubt: InDoubt,
     /// How many of them are flushes, which have the empty key.
     flushes_in_doubt: usize,
+}
+
+/// How many changes were recorded by this process, and where the last of them is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Changes.
+    pub changes: u64,
+    /// The sequence of the last one.
+    pub last: Sequence,
 }
 
 /// One intent record that the journal must keep.
@@ -71,6 +81,7 @@ impl Ledger {
             open,
             voids: Vec::new(),
             changed: false,
+            progress: Progress::default(),
             in_doubt,
             flushes_in_doubt,
         };
@@ -151,9 +162,21 @@ impl Ledger {
 
     /// Adds the change of a ticket to what is written next.
     pub fn change(&mut self, ticket: u64, change: &[u8]) {
-        self.writer.record(&[change]);
+        self.progress.last = self.writer.record(&[change]);
+        self.progress.changes += 1;
         self.changed = true;
         self.settle(ticket);
+    }
+
+    /// Returns how far the changes are, written or about to be.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Has what is written delivered as soon as possible, because a client waits for it.
+    pub fn sync_soon(&self) {
+        self.writer.sync_soon();
     }
 
     /// Notes that a ticket changed nothing.

@@ -38,6 +38,10 @@ impl Proxy {
             Local::Client => return self.client(client, request),
             Local::Debug => return self.debug(client, request),
             Local::Info => return self.info(client, request),
+            Local::ProfileHelp => self.profile_help(client),
+            Local::ProfileHistory => return self.profile_history(client, request),
+            Local::ProfileStatus => self.profile_status(client),
+            Local::ProfileWait => return self.profile_wait(client, request),
             Local::Select => self.select(client, request)?,
             Local::Quit => {
                 self.reply(client, |reply| reply.ok());
@@ -180,6 +184,7 @@ impl Proxy {
     }
 
     fn reset(&self, client: &Rc<Client>) {
+        self.unwatch_embedded(client);
         *client.session.borrow_mut() = super::Session::default();
         client.protocol.set(Protocol::Resp2);
         client.silence.set(Silence::None);

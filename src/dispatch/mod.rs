@@ -5,7 +5,9 @@
 //! the business of [`Outcome`]. Order per client holds because the lane has one order, the proxy's
 //! own replies take their place in it, and lane and private link never owe replies together.
 
+mod arrival;
 mod block;
+mod busy;
 mod capture;
 mod check;
 mod client;
@@ -19,6 +21,7 @@ mod forward;
 mod gate;
 mod hydration;
 mod info;
+mod late;
 mod ledger;
 mod lexicon;
 mod load;
@@ -26,6 +29,7 @@ mod local;
 mod outbox;
 mod outcome;
 mod private;
+mod profile_command;
 mod recovery;
 mod retention;
 mod script;
@@ -36,6 +40,7 @@ mod unknown;
 mod warm;
 mod write;
 
+pub use arrival::Arrivals;
 pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::{Clients, Clock};
@@ -43,6 +48,7 @@ pub use error::{Applied, CommandError, JournalTrouble};
 pub use gate::Gate;
 pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
+pub use late::Late;
 pub use ledger::{InDoubt, Ledger};
 pub use outcome::Outcome;
 pub use private::{Effect, Errand, Hold};
@@ -112,6 +118,7 @@ pub struct Proxy {
     about: Option<About>,
     /// Which profiles may be used as Redis holds them; nothing on the embedded store.
     pub hydration: Option<Rc<Hydration>>,
+    arrivals: Option<Rc<Arrivals>>,
     retention: Rc<RefCell<Retention>>,
     lexicon: Rc<RefCell<Lexicon>>,
     replies: RefCell<Vec<u8>>,
@@ -130,10 +137,16 @@ pub enum Step {
     Drain,
     /// Wait until the profiles that the request names are checked, then run the same request again.
     Load(Rc<Gate>),
-    /// Take a private link, then run the same request again.
-    Link,
+    /// Take a private link, then run the same request again. One that is only to end a script needs
+    /// no database, and a Redis that is busy lets none be selected.
+    Link {
+        /// It is only to end a script.
+        to_kill: bool,
+    },
     /// Send the request over the client's private link.
     Private(Errand),
+    /// Wait for the reply to the request.
+    Late(Late),
     /// Run a check that takes long on another thread, then run the same request again.
     Verify(CostlyCheck),
     /// End once the client has all its replies.
@@ -166,6 +179,7 @@ impl Proxy {
             allow_debug: false,
             about: None,
             hydration: None,
+            arrivals: None,
             retention,
             lexicon,
             replies: RefCell::default(),
@@ -190,6 +204,12 @@ impl Proxy {
     #[must_use]
     pub fn with_about(self, about: About) -> Self {
         Self { about: Some(about), ..self }
+    }
+
+    /// Lets clients ask and wait for the database.
+    #[must_use]
+    pub fn with_arrivals(self, arrivals: Rc<Arrivals>) -> Self {
+        Self { arrivals: Some(arrivals), ..self }
     }
 
     /// Lets profiles be checked before they are used, after Redis was changed or restarted.
@@ -255,7 +275,11 @@ impl Proxy {
         }
         // Who asks.
         self.permit(client, spec)?;
-        // Whether Redis can be trusted with the profiles.
+        // Whether Redis is busy with a script.
+        if let Some(step) = self.refuse_busy(client, Some(spec), request)? {
+            return Ok(step);
+        }
+        // Whether it can be trusted with the profiles.
         if let Some(gate) = self.touch(client, Some(spec), request)? {
             return Ok(Step::Load(gate));
         }
@@ -280,7 +304,7 @@ impl Proxy {
     ) -> Result<Step, CommandError> {
         match spec.route {
             Route::Local(command) => self.answer(client, command, request),
-            Route::Transaction(command) => self.transaction(client, command, spec),
+            Route::Transaction(command) => self.transaction(client, command, spec, request),
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) => self.write_profile(client, spec, write, request, kind),
                 None => self.forward(client, spec, request),

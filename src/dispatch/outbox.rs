@@ -3,8 +3,14 @@
 //! ```text
 //! | written | may be written | held until the journal is durable |
 //! 0         sent             held.at                             bytes.len()
+//!
+//! | written | may be written | reply that waits for the database | later replies |
+//! 0         sent             awaited.from              awaited.to   bytes.len()
 //! ```
 
+use std::{collections::VecDeque, ops::Range, time::Instant};
+
+use super::arrival::{Arrivals, Run};
 use crate::{
     journal::Sequence,
     resp::{Protocol, ReplyWriter},
@@ -25,12 +31,75 @@ pub(super) struct Outbox {
     marked_replies: u32,
     /// Where the part begins that has to wait, and for which record.
     held: Option<(usize, Sequence)>,
+    /// Replies that wait for the database, in order.
+    awaited: VecDeque<Awaited>,
+}
+
+/// A reply that goes out when the database has what it answers.
+#[derive(Debug)]
+struct Awaited {
+    /// Its bytes in the outbox.
+    place: Range<usize>,
+    run: Run,
+    deadline: Instant,
 }
 
 impl Outbox {
     pub(super) fn push(&mut self, bytes: &[u8], replies: u32) {
         self.bytes.extend_from_slice(bytes);
         self.marked_replies += replies;
+    }
+
+    /// Appends a reply that waits until the database has the changes of `run`, or for the deadline.
+    pub(super) fn push_awaited(&mut self, bytes: &[u8], run: Run, deadline: Instant) {
+        let from = self.bytes.len();
+        self.push(bytes, 1);
+        self.awaited.push_back(Awaited { place: from..self.bytes.len(), run, deadline });
+    }
+
+    /// Lets go what the database has. A reply whose change it has refused, or that has waited for
+    /// too long, goes as an error, `refused` or `late`; returns how many did.
+    pub(super) fn arrive(
+        &mut self,
+        arrivals: &Arrivals,
+        now: Instant,
+        refused: &[u8],
+        late: &[u8],
+    ) -> u64 {
+        let (delivered, mut errors) = (arrivals.delivered(), 0);
+        let is_done = |one: &mut Awaited| one.run.last <= delivered || one.deadline <= now;
+        while let Some(Awaited { place, run, .. }) = self.awaited.pop_front_if(is_done) {
+            let error = match run.last <= delivered {
+                true if !(arrivals.is_set_aside)(run.first, run.last) => continue,
+                true => refused,
+                false => late,
+            };
+            self.replace(place, error);
+            errors += 1;
+        }
+        errors
+    }
+
+    /// Puts an error in the place of a reply; everything behind it moves.
+    fn replace(&mut self, place: Range<usize>, error: &[u8]) {
+        let Range { start, end } = place;
+        self.bytes.splice(start..end, error.iter().copied());
+        let moved = |at: usize| if at >= end { at - end + start + error.len() } else { at };
+        self.mark = moved(self.mark);
+        self.held = self.held.map(|(at, sequence)| (moved(at), sequence));
+        for Awaited { place, .. } in &mut self.awaited {
+            *place = moved(place.start)..moved(place.end);
+        }
+    }
+
+    /// Returns how many replies wait for the database.
+    pub(super) fn awaited(&self) -> usize {
+        self.awaited.len()
+    }
+
+    /// Returns when the first of them has waited for too long.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.awaited.front().map(|awaited| awaited.deadline)
     }
 
     pub(super) fn write(&mut self, protocol: Protocol, write: impl FnOnce(&mut ReplyWriter<'_>)) {
@@ -51,6 +120,7 @@ impl Outbox {
     /// Takes back what was appended since the mark and answers each of those with `error`.
     pub(super) fn rewind(&mut self, protocol: Protocol, error: &str) {
         self.bytes.truncate(self.mark);
+        while self.awaited.pop_back_if(|awaited| awaited.place.end > self.mark).is_some() {}
         for _ in 0..self.marked_replies {
             ReplyWriter::new(&mut self.bytes, protocol).error(error);
         }
@@ -75,7 +145,9 @@ impl Outbox {
     }
 
     pub(super) fn writable(&self) -> usize {
-        self.held.map_or(self.bytes.len(), |(at, _)| at) - self.sent
+        let durable = self.held.map_or(self.bytes.len(), |(at, _)| at);
+        let arrived = self.awaited.front().map_or(durable, |awaited| awaited.place.start);
+        durable.min(arrived) - self.sent
     }
 
     pub(super) fn len(&self) -> usize {
@@ -103,6 +175,9 @@ impl Outbox {
         self.bytes.shrink_to(self.bytes.len() * 2);
         self.mark = self.mark.saturating_sub(self.sent);
         self.held = self.held.map(|(at, sequence)| (at - self.sent, sequence));
+        for Awaited { place, .. } in &mut self.awaited {
+            *place = place.start - self.sent..place.end - self.sent;
+        }
         self.sent = 0;
     }
 
@@ -112,54 +187,5 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn held_replies_wait_for_their_record_and_keep_their_order() {
-        let mut outbox = Outbox::default();
-        outbox.push(b"+A\r\n", 1);
-        outbox.mark();
-        outbox.push(b"+B\r\n", 1);
-        outbox.hold(Sequence(5));
-        outbox.mark();
-        outbox.push(b"+C\r\n", 1);
-        outbox.hold(Sequence(7));
-        assert_eq!(outbox.front(), b"+A\r\n");
-        outbox.unhold(Sequence(6));
-        assert_eq!(outbox.front(), b"+A\r\n", "the later record is what counts");
-        outbox.written(4);
-        assert_eq!(outbox.writable(), 0);
-        outbox.unhold(Sequence(7));
-        assert_eq!(outbox.front(), b"+B\r\n+C\r\n");
-        outbox.written(8);
-        assert_eq!(outbox.len(), 0);
-    }
-
-    #[test]
-    fn what_is_written_is_let_go_while_more_is_to_be_written() {
-        let mut outbox = Outbox::default();
-        let reply = vec![b'x'; WRITTEN_BYTES_MAX];
-        outbox.push(&reply, 1);
-        outbox.push(b"+B\r\n", 1);
-        outbox.mark();
-        outbox.push(b"+C\r\n", 1);
-        outbox.hold(Sequence(5));
-        outbox.written(reply.len());
-        assert!(outbox.bytes.len() < 16, "{} bytes are kept", outbox.bytes.len());
-        assert_eq!(outbox.front(), b"+B\r\n", "what is held stays held");
-        outbox.rewind(Protocol::Resp2, "MISCONF x");
-        outbox.unhold(Sequence(5));
-        assert_eq!(outbox.front(), b"+B\r\n-MISCONF x\r\n");
-    }
-
-    #[test]
-    fn a_batch_that_could_not_be_journaled_is_answered_with_errors() {
-        let mut outbox = Outbox::default();
-        outbox.push(b":1\r\n", 1);
-        outbox.mark();
-        outbox.push(b":2\r\n:3\r\n", 2);
-        outbox.rewind(Protocol::Resp2, "MISCONF x");
-        assert_eq!(outbox.front(), b":1\r\n-MISCONF x\r\n-MISCONF x\r\n");
-    }
-}
+#[path = "outbox_tests.rs"]
+mod tests;

@@ -4,16 +4,19 @@
 //! to the journal in one write, and only then are the outboxes let go. When that write fails, the
 //! outboxes are wound back and each of those commands is told that its outcome is unknown.
 
-use std::{borrow::Cow, cell::RefCell, rc::Rc};
+use std::{borrow::Cow, cell::RefCell, rc::Rc, time::Instant};
 
+use tokio::sync::Notify;
 use tracing::error;
 
 use super::{
+    arrival::{Arrivals, Run},
+    block::OpenBlocks,
     client::Client,
     error::{CommandError, JournalTrouble},
     hydration::Hydration,
     info::join,
-    ledger::Ledger,
+    ledger::{Ledger, Progress},
     lexicon::Lexicon,
     retention::Retention,
     slot::{Part, Slot, WriteSlot, take_note},
@@ -22,7 +25,7 @@ use crate::{
     journal::{Journal, SyncMode},
     metrics::Metrics,
     profile::Entry,
-    resp::{first_error, reply_at},
+    resp::first_error,
     schema::{Schema, Violation},
     upstream::{Batch, Failure, Receiver, Server},
 };
@@ -46,12 +49,21 @@ pub struct Outcome {
     always: bool,
     /// The log names the failure of the journal once.
     told_of_poison: bool,
+    /// The log names a refusal of MULTI once for each link.
+    told_of_refused_multi: bool,
     /// Profiles that are being read back on the link.
     pub(super) snapshots_open: usize,
-    /// Each transaction on a private link has a share of it until its EXEC is answered.
-    pub(super) blocks: Rc<()>,
+    /// The transactions on private links.
+    pub(super) blocks: Rc<OpenBlocks>,
     /// Nothing on the embedded store.
     hydration: Option<Rc<Hydration>>,
+    arrivals: Option<Rc<Arrivals>>,
+    /// Clients with replies that wait for the database.
+    awaiting: Vec<Rc<Client>>,
+    /// There are more of them than before.
+    awaited: Rc<Notify>,
+    /// One of them was added in this turn, so the journal should not wait for the next second.
+    in_hurry: bool,
 }
 
 impl Outcome {
@@ -77,17 +89,29 @@ impl Outcome {
             lexicon: Rc::default(),
             warned: Vec::new(),
             told_of_poison: false,
+            told_of_refused_multi: false,
             always: sync == SyncMode::Always,
             snapshots_open: 0,
             blocks: Rc::default(),
             hydration: None,
+            arrivals: None,
+            awaiting: Vec::new(),
+            awaited: Rc::default(),
+            in_hurry: false,
         }
+    }
+
+    /// Lets replies wait for the database, and notes what each client has changed.
+    #[must_use]
+    pub fn with_arrivals(self, arrivals: Rc<Arrivals>) -> Self {
+        Self { arrivals: Some(arrivals), ..self }
     }
 
     /// Lets `hydration` decide at each new link what can be trusted.
     #[must_use]
     pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
-        Self { hydration, ..self }
+        let blocks = hydration.as_ref().map(|hydration| Rc::clone(&hydration.blocks));
+        Self { hydration, blocks: blocks.unwrap_or_default(), ..self }
     }
 
     /// Returns what the retention policy remembers, which a lost link makes void.
@@ -125,11 +149,44 @@ impl Outcome {
         });
     }
 
+    /// Lets go what the database has, and what has waited for it for too long; returns when there is
+    /// more of the latter.
+    pub fn release_arrived(&mut self) -> Option<Instant> {
+        let arrivals = self.arrivals.as_deref()?;
+        let late = match self.journal.is_poisoned() {
+            // What is not on the disk now may be lost with the machine, and never arrives.
+            true => CommandError::Journal(JournalTrouble::LostOutcome),
+            false => CommandError::NotInDatabase,
+        };
+        let label = late.label();
+        let line = |error: &CommandError| format!("-{error}\r\n").into_bytes();
+        let (refused, late) = (line(&CommandError::SetAside), line(&late));
+        let (now, mut next, mut errors) = (Instant::now(), None::<Instant>, 0);
+        self.awaiting.retain(|client| {
+            let deadline = client.arrive(arrivals, now, &refused, &late, &mut errors);
+            next = next.into_iter().chain(deadline).min();
+            deadline.is_some()
+        });
+        (0..errors).for_each(|_| self.metrics.error(label));
+        next
+    }
+
+    /// Tells when a client begins to wait for the database.
+    pub fn awaited(&self) -> Rc<Notify> {
+        Rc::clone(&self.awaited)
+    }
+
+    pub(super) fn tell_of_refused_multi(&mut self) {
+        if !std::mem::replace(&mut self.told_of_refused_multi, true) {
+            error!("Redis refuses MULTI to its user; the commands of a transaction run one by one");
+        }
+    }
+
     /// Asks what became of the writes in doubt. A flush waits for blocks that may still write, and
     /// everything else waits for the flush.
     fn ask_for_doubts(&mut self, batch: &mut Batch<Slot>) {
         let ledger = self.ledger.borrow();
-        if Rc::strong_count(&self.blocks) == 1 || !ledger.flush_in_doubt() {
+        if self.blocks.is_empty() || !ledger.flush_in_doubt() {
             super::recovery::ask(&ledger, &self.schema, batch);
         }
         self.snapshots_open = batch.slots.len();
@@ -147,6 +204,32 @@ impl Outcome {
         client.push(reply, 1);
     }
 
+    /// Appends the reply to what may have changed profiles, and notes what has been changed since
+    /// `before`. A reply that waits for the database does not if nothing was.
+    fn answer_change(
+        &mut self,
+        client: &Rc<Client>,
+        reply: &[u8],
+        before: Progress,
+        awaited: bool,
+    ) {
+        let after = self.ledger.borrow().progress();
+        let (Some(run), Some(arrivals)) = (Run::between(before, after), &self.arrivals) else {
+            return self.answer(client, reply);
+        };
+        client.changed(run, arrivals);
+        if !awaited {
+            return self.answer(client, reply);
+        }
+        let deadline = Instant::now() + arrivals.ack_timeout;
+        self.in_hurry = true;
+        self.touch(client);
+        if client.push_awaited(reply, run, deadline) {
+            self.awaiting.push(Rc::clone(client));
+            self.awaited.notify_one();
+        }
+    }
+
     pub(super) fn answer_error(&mut self, client: &Rc<Client>, error: &CommandError) {
         self.metrics.error(error.label());
         self.touch(client);
@@ -155,7 +238,7 @@ impl Outcome {
     }
 
     /// Settles the tickets of a write whose replies will never come.
-    pub(super) fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure) {
+    pub(super) fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure<'_>) {
         let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
         *notes = rest;
         let mut ledger = self.ledger.borrow_mut();
@@ -203,20 +286,21 @@ impl Receiver for Outcome {
                 self.reply = answer;
             }
             Slot::Write { client, write } => {
+                let before = self.ledger.borrow().progress();
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
                 self.write(write, client.protocol.get(), notes, bytes, &mut answer);
                 client.received(count);
-                self.answer(client, &answer);
+                self.answer_change(client, &answer, before, write.awaited);
                 self.reply = answer;
             }
-            Slot::Transaction { client, parts, replies, .. } => {
-                let exec = &explained(reply_at(bytes, replies - 1), bytes);
+            Slot::Transaction { client, parts, .. } => {
+                let before = self.ledger.borrow().progress();
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
-                self.transaction(client.protocol.get(), parts, notes, exec, &mut answer);
+                self.transaction(client.protocol.get(), parts, notes, bytes, &mut answer);
                 client.received(count);
-                self.answer(client, &answer);
+                self.answer_change(client, &answer, before, parts.iter().any(Part::is_awaited));
                 self.reply = answer;
             }
             Slot::AnyProfile { ticket } => {
@@ -239,9 +323,10 @@ impl Receiver for Outcome {
                 }
             }
             Slot::Executed { client, looks, .. } => {
+                let before = self.ledger.borrow().progress();
                 let answer = self.look(looks, notes, bytes);
                 client.received(count);
-                self.answer(client, answer);
+                self.answer_change(client, answer, before, looks.iter().any(|look| look.awaited));
             }
             // Whether the link was still there makes no difference.
             Slot::Fence => {}
@@ -254,12 +339,16 @@ impl Receiver for Outcome {
         }
     }
 
-    fn failed(&mut self, slot: &Slot, notes: &[u8], owed: u32, failure: Failure) {
+    fn failed(&mut self, slot: &Slot, notes: &[u8], owed: u32, failure: Failure<'_>) {
         let error = match failure {
             Failure::NotSent if self.journal.is_poisoned() => {
                 CommandError::Journal(JournalTrouble::Poisoned)
             }
             Failure::NotSent => CommandError::UpstreamDown,
+            Failure::Refused(text) if matches!(slot, Slot::Transaction { .. }) => {
+                CommandError::AbortedBusy(std::sync::Arc::clone(text))
+            }
+            Failure::Refused(text) => CommandError::Busy(std::sync::Arc::clone(text)),
             Failure::Unknown => CommandError::OutcomeUnknown,
         };
         match slot {
@@ -325,17 +414,22 @@ impl Receiver for Outcome {
             }
             client.flush();
         }
+        if std::mem::take(&mut self.in_hurry) {
+            self.ledger.borrow().sync_soon();
+        }
         self.metrics.in_doubt.set(self.ledger.borrow().in_doubt().len() as u64);
     }
 
     fn recover(&mut self, batch: &mut Batch<Slot>, server: &Server) {
         self.retention.borrow_mut().forget_all();
         self.lexicon.borrow_mut().forget_all();
+        self.told_of_refused_multi = false;
         // What another Redis than this one was sent cannot be read back here: an absent profile
         // would be taken for a deleted one. What is journaled stands, and the profile is checked
         // against that.
         let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
         self.ledger.borrow_mut().forsake(first_ticket);
+        self.settle();
         self.ask_for_doubts(batch);
     }
 

@@ -25,6 +25,8 @@ pub struct Hold {
     pub linked: bool,
     /// The id of that link at Redis.
     pub link_id: u64,
+    /// That link is known to be at the Redis of the lane.
+    pub proved: bool,
     /// Replies that the link owes.
     pub owed: u32,
     /// Those of them that may change what it holds.
@@ -61,8 +63,8 @@ impl Hold {
     /// Returns what is left when everything that the link remembers is given up.
     #[must_use]
     pub(super) fn emptied(&self) -> Self {
-        let &Self { linked, link_id, redirected_to, .. } = self;
-        Self { linked, link_id, redirected_to, ..Self::default() }
+        let &Self { linked, link_id, proved, redirected_to, .. } = self;
+        Self { linked, link_id, proved, redirected_to, ..Self::default() }
     }
 
     /// Tells whether the link remembers anything that would be lost with it.
@@ -139,7 +141,7 @@ impl Proxy {
             Silence::Next => client.silence.set(Silence::Now),
         }
         let step = self.run_steps(client, request);
-        if matches!(step, Step::Drain | Step::Link | Step::Load(_) | Step::Verify(_)) {
+        if matches!(step, Step::Drain | Step::Link { .. } | Step::Load(_) | Step::Verify(_)) {
             client.silence.set(Silence::Next);
         }
         step
@@ -178,13 +180,20 @@ impl Proxy {
         if client.in_flight() > 0 {
             return Ok(Step::Drain);
         }
-        if client.hold.get().linked {
-            return Ok(Step::Private(errand));
+        let hold = client.hold.get();
+        if hold.linked {
+            // What EXEC writes there has to be where the lane reads it.
+            let astray = errand.effect == Effect::Watches && !hold.proved;
+            return if astray {
+                Err(CommandError::UpstreamDown)
+            } else {
+                Ok(Step::Private(errand))
+            };
         }
         match lane.state() {
-            LinkState::Up => Ok(Step::Link),
             // Redis is busy with a script, perhaps, so the lane cannot come up before it is killed.
-            _ if errand.effect == Effect::Kills => Ok(Step::Link),
+            _ if errand.effect == Effect::Kills => Ok(Step::Link { to_kill: true }),
+            LinkState::Up => Ok(Step::Link { to_kill: false }),
             _ => Err(CommandError::UpstreamDown),
         }
     }
@@ -204,7 +213,7 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Errand>, CommandError> {
         let hold = client.hold.get();
-        if spec.kills_script(request) {
+        if spec.ends_script(request) {
             return Ok(Some(Errand::of(Effect::Kills)));
         }
         let plain = matches!(spec.route, Route::Profile(_) | Route::Forward | Route::Flush);
@@ -218,7 +227,9 @@ impl Proxy {
             Route::Private(private) => Self::private(private, request),
             Route::Local(Local::Select) => self.select_apart(client, request),
             Route::Local(Local::Client) => self.client_apart(request)?,
-            Route::Transaction(Transaction::Watch) if client.session.borrow().queue.is_none() => {
+            Route::Transaction(Transaction::Watch)
+                if self.pool.is_some() && client.session.borrow().queue.is_none() =>
+            {
                 Some(Errand::of(Effect::Watches))
             }
             _ => None,

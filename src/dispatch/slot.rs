@@ -68,6 +68,8 @@ pub struct WriteSlot {
     pub warned: bool,
     /// When the embedded store ran the write; Redis does not say.
     pub executed_ms: Option<u64>,
+    /// The reply waits for the database (`ack = "database"`).
+    pub awaited: bool,
     /// Changes in the notes.
     pub changes: u32,
     /// Bytes of notes.
@@ -90,6 +92,11 @@ pub enum Part {
 }
 
 impl Part {
+    /// Tells whether the reply waits for the database.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self, Self::Write(write) if write.awaited)
+    }
+
     /// Returns how many replies of the upstream belong to the command.
     pub(super) fn replies(&self) -> u32 {
         match self {
@@ -189,6 +196,8 @@ pub struct Look {
     pub ticket: u64,
     /// The result could not be checked before.
     pub unchecked: bool,
+    /// The answer waits for the database.
+    pub awaited: bool,
 }
 
 impl Slot {
@@ -206,6 +215,25 @@ impl Slot {
 }
 
 impl upstream::Slot for Slot {
+    fn client(&self) -> Option<u64> {
+        match self {
+            Self::Forward { client, .. }
+            | Self::Local { client, .. }
+            | Self::Joined { client, .. }
+            | Self::Write { client, .. }
+            | Self::Transaction { client, .. }
+            | Self::Lookup { client, .. }
+            | Self::Executed { client, .. } => Some(client.id),
+            Self::AnyProfile { .. } | Self::Snapshot { .. } | Self::Fence | Self::Own { .. } => {
+                None
+            }
+        }
+    }
+
+    fn refusable(&self) -> bool {
+        !matches!(self, Self::Executed { .. })
+    }
+
     fn replies(&self) -> u32 {
         match self {
             Self::Forward { replies, .. } => *replies,

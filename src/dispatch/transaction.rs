@@ -11,8 +11,8 @@
 use std::rc::Rc;
 
 use super::{
-    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client_command, slot::Part,
-    write::has_pairs,
+    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client_command, now_ms,
+    slot::Part, write::has_pairs,
 };
 use crate::{
     command::{self, Local, Refusal, Route, Spec, Transaction},
@@ -40,6 +40,7 @@ impl Proxy {
         client: &Rc<Client>,
         command: Transaction,
         spec: &'static Spec,
+        request: &Request<'_>,
     ) -> Result<Step, CommandError> {
         let hold = client.hold.get();
         let apart = hold.watching || hold.database.is_some();
@@ -58,17 +59,17 @@ impl Proxy {
             }
             (Transaction::Discard, Some(_)) => {
                 self.reply(client, |reply| reply.ok());
-                return Ok(Self::unwatch(client));
+                return Ok(self.unwatch(client));
             }
             (Transaction::Exec, Some(queue)) if queue.aborted => {
                 self.refuse(client, &CommandError::Aborted);
-                return Ok(Self::unwatch(client));
+                return Ok(self.unwatch(client));
             }
             (Transaction::Exec, Some(queue)) if apart => match self.block(client, &queue) {
                 Ok(errand) => return Ok(Step::Private(errand)),
                 Err(error) => {
                     self.refuse(client, &error);
-                    return Ok(Self::unwatch(client));
+                    return Ok(self.unwatch(client));
                 }
             },
             (Transaction::Exec, Some(queue)) => self.exec(client, &queue)?,
@@ -79,11 +80,11 @@ impl Proxy {
                 client.session.borrow_mut().queue = queue;
                 return Err(CommandError::WatchInMulti);
             }
-            (Transaction::Watch, None) => return Err(CommandError::NeedsUpstream(spec.name)),
+            (Transaction::Watch, None) => self.watch_embedded(client, spec, request)?,
             (Transaction::Unwatch, queue) => {
                 client.session.borrow_mut().queue = queue;
                 self.reply(client, |reply| reply.ok());
-                return Ok(Self::unwatch(client));
+                return Ok(self.unwatch(client));
             }
         }
         Ok(Step::Next)
@@ -100,11 +101,43 @@ impl Proxy {
         }
         client.session.borrow_mut().queue = None;
         self.refuse(client, &CommandError::ExecArity);
-        Ok(Self::unwatch(client))
+        Ok(self.unwatch(client))
+    }
+
+    /// WATCH on the embedded store; where there is a Redis, it went over the private link.
+    fn watch_embedded(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        let Upstream::Embedded(engine) = &self.upstream else {
+            return Err(CommandError::NeedsUpstream(spec.name));
+        };
+        self.check_forward(spec, request)?;
+        let now_ms = now_ms();
+        for key in spec.keys(request) {
+            engine.borrow_mut().watch(now_ms, client.id, key);
+        }
+        self.reply(client, |reply| reply.ok());
+        Ok(())
+    }
+
+    /// Lets go what is watched on the embedded store; tells whether any of it was changed.
+    pub(super) fn unwatch_embedded(&self, client: &Client) -> bool {
+        let Upstream::Embedded(engine) = &self.upstream else { return false };
+        engine.borrow_mut().unwatch(now_ms(), client.id)
+    }
+
+    /// Forgets a client that has left.
+    pub fn leave(&self, client: &Client) {
+        self.unwatch_embedded(client);
+        self.clients.leave(client);
     }
 
     /// Lets go what is watched, if anything is; the client has its answer already.
-    fn unwatch(client: &Client) -> Step {
+    pub(super) fn unwatch(&self, client: &Client) -> Step {
+        self.unwatch_embedded(client);
         if !client.hold.get().watching {
             return Step::Next;
         }
@@ -130,6 +163,9 @@ impl Proxy {
         spec: &'static Spec,
         request: &Request<'_>,
     ) -> Result<Step, CommandError> {
+        if let Some(step) = self.check_subcommand(client, spec, request)? {
+            return Ok(step);
+        }
         self.enqueue(client, request, self.check_queued(client, spec, request))
     }
 
@@ -347,6 +383,9 @@ impl Proxy {
     /// On the embedded store nothing can come in between anyway: the commands run one by one, and
     /// their replies become the elements of one.
     fn exec_embedded(&self, client: &Rc<Client>, queue: &Queue) {
+        if self.unwatch_embedded(client) {
+            return self.reply(client, |reply| reply.null_array());
+        }
         self.outcome.borrow_mut().begin_array(client, queue.count);
         queue.for_each(|spec, request| {
             // What the store does not know is never queued.

@@ -17,18 +17,57 @@ use super::{
     lexicon::{Meaning, Traits},
 };
 use crate::{
-    command::{Keys, takes},
+    command::{Keys, Spec, takes},
     resp::{Request, push_command},
     upstream::{Lane, LinkState},
 };
 
+/// Commands whose first argument is the name of a subcommand, and which reach Redis as they are.
+const CONTAINERS: [&str; 12] = [
+    "command", "config", "function", "latency", "memory", "module", "object", "pubsub", "script",
+    "slowlog", "xgroup", "xinfo",
+];
+
 impl Proxy {
+    /// Redis looks for the subcommand when it queues a command; if that misfits, its own error is
+    /// the answer and the transaction is aborted. `None` if there is nothing wrong.
+    pub(super) fn check_subcommand(
+        &self,
+        client: &Rc<Client>,
+        spec: &Spec,
+        request: &Request<'_>,
+    ) -> Result<Option<Step>, CommandError> {
+        let Upstream::Redis(lane) = &self.upstream else { return Ok(None) };
+        if request.len() < 2 || !CONTAINERS.contains(&spec.name) {
+            return Ok(None);
+        }
+        let name = [spec.name.as_bytes(), b"|", request.argument(1)].concat();
+        let Some(meaning) = self.lexicon.borrow().meaning(&name) else {
+            return self.look_up(lane, client, &name).map(Some);
+        };
+        let misfits = match meaning {
+            Meaning::Unknown(_) => true,
+            Meaning::Command(traits) => !takes(traits.arity, request.len()),
+            Meaning::Untold => false,
+        };
+        if !misfits {
+            return Ok(None);
+        }
+        Self::abort(client);
+        self.send_bytes(lane, client, request.bytes()).map(|()| Some(Step::Next))
+    }
+
     /// Carries a command that the table does not know.
     pub(super) fn unlisted(
         &self,
         client: &Rc<Client>,
         request: &Request<'_>,
     ) -> Result<Step, CommandError> {
+        if self.is_let_in(client)
+            && let Some(step) = self.refuse_busy(client, None, request)?
+        {
+            return Ok(step);
+        }
         if self.queues_unknown(client) {
             return self.enqueue(client, request, self.check_unknown(client, request));
         }

@@ -54,6 +54,11 @@ pub(super) struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Tells whether the reply waits for the database.
+    fn is_awaited(&self) -> bool {
+        self.kind.awaits_database() || self.profiles.iter().any(|(_, kind)| kind.awaits_database())
+    }
+
     /// The same write over a private link.
     pub(super) fn apart(self) -> Self {
         Self { apart: true, ..self }
@@ -204,6 +209,7 @@ impl Proxy {
             retained: plan.retain.is_some(),
             probed,
             warned: plan.guard == Guard::Watch,
+            awaited: plan.is_awaited(),
             executed_ms: None,
             changes,
             notes: (batch.notes.len() - start) as u32,
@@ -336,6 +342,7 @@ impl Proxy {
             // The store has run it at a time that is known.
             probed: false,
             warned: plan.guard == Guard::Watch,
+            awaited: plan.is_awaited(),
             changes,
             notes: notes.len() as u32,
         };

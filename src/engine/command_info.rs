@@ -175,7 +175,11 @@ fn write_docs(spec: &Spec, reply: &mut ReplyWriter<'_>) {
     reply.map(2);
     // Without a summary redis-cli's `help` would print `(null)`.
     reply.bulk(b"summary");
-    reply.bulk(format!("see https://redis.io/docs/latest/commands/{}", spec.name).as_bytes());
+    let summary = match spec.name.starts_with("profile.") {
+        true => "a command of the proxy; see PROFILE.HELP".to_owned(),
+        false => format!("see https://redis.io/docs/latest/commands/{}", spec.name),
+    };
+    reply.bulk(summary.as_bytes());
     reply.bulk(b"group");
     reply.bulk(group.as_bytes());
 }

@@ -31,14 +31,16 @@ impl Engine {
             return None;
         }
         let pairs = call.len() / 2 - 1;
-        Some(self.store.change(call.now_ms, call.key(), pairs, |fields| {
+        let created = self.store.change(call.now_ms, call.key(), pairs, |fields| {
             let mut arguments = call.request.arguments(2);
             let mut created = 0;
             while let (Some(name), Some(value)) = (arguments.next(), arguments.next()) {
                 created += i64::from(fields.set(name, value));
             }
             created
-        }))
+        });
+        self.store.watches.touch(call.key());
+        Some(created)
     }
 
     pub(super) fn hsetnx(&mut self, call: &Call<'_>, reply: &mut ReplyWriter<'_>) -> Answer {
@@ -46,6 +48,9 @@ impl Engine {
             let absent = fields.value(call.argument(2)).is_none();
             absent && fields.set(call.argument(2), call.argument(3))
         });
+        if created {
+            self.store.watches.touch(call.key());
+        }
         reply.integer(i64::from(created));
         Ok(())
     }
@@ -58,6 +63,9 @@ impl Engine {
         let removed = self.store.change(call.now_ms, call.key(), 0, |fields| {
             call.request.arguments(2).map(|name| i64::from(fields.remove(name))).sum::<i64>()
         });
+        if removed > 0 {
+            self.store.watches.touch(call.key());
+        }
         reply.integer(removed);
         Ok(())
     }
@@ -75,6 +83,7 @@ impl Engine {
         self.store.change(call.now_ms, call.key(), 1, |fields| {
             fields.set(call.argument(2), digits);
         });
+        self.store.watches.touch(call.key());
         reply.integer(value);
         Ok(())
     }
@@ -97,6 +106,7 @@ impl Engine {
         self.store.change(call.now_ms, call.key(), 1, |fields| {
             fields.set(call.argument(2), text.as_bytes());
         });
+        self.store.watches.touch(call.key());
         reply.bulk(text.as_bytes());
         Ok(())
     }

@@ -25,6 +25,7 @@ mod server;
 mod slab;
 mod store;
 mod subcommands;
+mod watch;
 mod wide;
 
 #[cfg(test)]
@@ -149,6 +150,21 @@ impl Engine {
         if let Some(slot) = self.store.find(now_ms, key) {
             self.store.set_expiry(slot, Some(expires_ms));
         }
+    }
+
+    /// Lets a client watch a key until [`Self::unwatch`].
+    pub fn watch(&mut self, now_ms: u64, client: u64, key: &[u8]) {
+        // One that has expired is gone before it is watched, so its end is no change.
+        self.store.find(now_ms, key);
+        self.store.watches.watch(client, key);
+    }
+
+    /// Lets go what a client watches; tells whether any of it was changed meanwhile, or has expired.
+    pub fn unwatch(&mut self, now_ms: u64, client: u64) -> bool {
+        for key in self.store.watches.keys_of(client) {
+            self.store.find(now_ms, &key);
+        }
+        self.store.watches.unwatch(client)
     }
 
     /// Removes expired profiles that nobody asks for: looks at no more than `keys_max` keys, goes

@@ -6,6 +6,7 @@
 use super::hash::Fields;
 use super::random::Random;
 use super::slab::{Named, Slab};
+use super::watch::Watches;
 
 pub(super) struct Profile {
     key: Box<[u8]>,
@@ -57,12 +58,13 @@ pub(super) struct Store {
     /// Where the next sweep goes on.
     sweep_slot: usize,
     pub(super) counts: Counts,
+    pub(super) watches: Watches,
 }
 
 impl Store {
     pub(super) fn new() -> Self {
-        let (profiles, counts) = (Slab::new(), Counts::default());
-        Self { profiles, expiring: 0, bytes: 0, sweep_slot: 0, counts }
+        let (profiles, counts, watches) = (Slab::new(), Counts::default(), Watches::default());
+        Self { profiles, expiring: 0, bytes: 0, sweep_slot: 0, counts, watches }
     }
 
     /// Returns how many keys there are; as in Redis, expired ones count until they are taken away.
@@ -117,7 +119,8 @@ impl Store {
     }
 
     /// Changes the fields of a profile; the profile is made when it is not there, and removed when
-    /// no field is left.
+    /// no field is left. Whoever watches it hears of that from the caller, who knows whether anything
+    /// was changed.
     pub(super) fn change<R: Default>(
         &mut self,
         now_ms: u64,
@@ -145,17 +148,21 @@ impl Store {
         self.expiring -= usize::from(profile.expires_ms.is_some());
         self.expiring += usize::from(expires_ms.is_some());
         profile.expires_ms = expires_ms;
+        self.watches.touch(&profile.key);
     }
 
     pub(super) fn remove(&mut self, slot: usize) {
         if let Some(profile) = self.profiles.remove(slot) {
             self.bytes -= profile.bytes();
             self.expiring -= usize::from(profile.expires_ms.is_some());
+            self.watches.touch(&profile.key);
         }
     }
 
     /// Removes every profile, and gives its memory back.
     pub(super) fn clear(&mut self) {
+        let profiles = &self.profiles;
+        self.watches.touch_all(|key| profiles.find(key).is_some());
         (self.profiles, self.expiring, self.bytes, self.sweep_slot) = (Slab::new(), 0, 0, 0);
     }
 

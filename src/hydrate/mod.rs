@@ -13,12 +13,14 @@
 
 mod config;
 mod epoch;
+mod history;
 mod lookup;
 mod residency;
 mod verdict;
 
 pub use config::Config;
 pub use epoch::{Epoch, EpochFile, EpochRecord};
+pub use history::{HistoryEntry, HistoryError, HistoryQuestion};
 pub use lookup::{Away, Page, PageMark, Question};
 pub use residency::{CheckedKeysFull, Residency};
 pub use verdict::{Held, Known, Profile, Truth, Verdict, decide};

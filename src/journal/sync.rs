@@ -67,6 +67,8 @@ pub(super) struct SyncThread {
 struct Signal {
     asleep: AtomicBool,
     stop: AtomicBool,
+    /// Somebody waits for what is written now.
+    wanted: AtomicBool,
 }
 
 impl SyncThread {
@@ -88,6 +90,13 @@ impl SyncThread {
     /// Tells the thread that records were written; costs a system call only if it is asleep.
     pub(super) fn wake_for_commit(&self) {
         if self.wakes_on_commit && self.signal.asleep.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Has what is written by now synced without waiting for the next second.
+    pub(super) fn hurry(&self) {
+        if !self.signal.wanted.swap(true, Ordering::SeqCst) {
             self.wake();
         }
     }
@@ -117,7 +126,11 @@ fn run(state: &State, signal: &Signal) {
         let dirty = state.appended() > state.durable();
         let due = match state.mode {
             SyncMode::Always => dirty,
-            SyncMode::EverySec => dirty && passed_at.elapsed() >= EVERY_SECOND,
+            // A wish that comes while a pass runs is about records that the pass may not cover.
+            SyncMode::EverySec => {
+                let wanted = signal.wanted.swap(false, Ordering::SeqCst);
+                dirty && (wanted || passed_at.elapsed() >= EVERY_SECOND)
+            }
             SyncMode::Os => false,
         };
         if due {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::SyncMode;
 use super::disk::DiskFile;
 use super::error::JournalError;
 use super::record::{self, Checksum, RECORD_BYTES_MAX};
@@ -123,6 +124,14 @@ impl Writer {
     /// as the journal is emptier than the soft limit. One load.
     pub fn slowdown(&self) -> std::time::Duration {
         self.state.slowdown()
+    }
+
+    /// Has what is committed made durable at once instead of within the second (`everysec`);
+    /// costs a system call. In the other modes nothing waits for a second.
+    pub fn sync_soon(&self) {
+        if self.state.mode == SyncMode::EverySec {
+            self.sync.hurry();
+        }
     }
 
     /// The last record that may be acknowledged in this sync mode.

@@ -252,6 +252,14 @@ impl<'a> ReplyWriter<'a> {
         });
     }
 
+    /// Writes the array that is not there.
+    pub fn null_array(&mut self) {
+        self.out.extend_from_slice(match self.protocol {
+            Protocol::Resp2 => b"*-1\r\n",
+            Protocol::Resp3 => b"_\r\n",
+        });
+    }
+
     /// Writes a bulk string or the value that is not there.
     pub fn bulk_or_null(&mut self, data: Option<&[u8]>) {
         match data {

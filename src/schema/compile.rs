@@ -135,6 +135,7 @@ fn kind(config: &KindConfig, pattern: Option<KeyPattern>, faults: &mut Faults<'_
         pattern: pattern?,
         mode: config.mode,
         ttl: config.ttl,
+        ack: config.ack,
         fields: fields.into(),
         index,
         undeclared,

@@ -24,6 +24,8 @@ pub struct KindConfig {
     /// How long a profile is kept after its last write, such as `365d`; for ever unless said.
     #[serde(deserialize_with = "duration")]
     pub ttl: Option<Duration>,
+    /// What a write has reached when its reply goes out; the journal unless said otherwise.
+    pub ack: Ack,
     /// Whether fields beside the declared ones may be written; `allow` unless said otherwise.
     pub unknown_fields: UnknownFields,
     /// The declared fields.
@@ -52,6 +54,17 @@ impl Mode {
             Self::Off => "off",
         }
     }
+}
+
+/// Says what a write has reached when its reply goes out.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// The journal.
+    #[default]
+    Journal,
+    /// The database, too.
+    Database,
 }
 
 /// Says whether fields beside the declared ones may be written.

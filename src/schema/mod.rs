@@ -26,7 +26,9 @@ use crate::profile::KeyPattern;
 
 pub use bounds::{Bounds, FloatBounds};
 pub use compile::SchemaFault;
-pub use config::{FieldConfig, FieldType, FieldsConfig, KindConfig, Mode, Number, UnknownFields};
+pub use config::{
+    Ack, FieldConfig, FieldType, FieldsConfig, KindConfig, Mode, Number, UnknownFields,
+};
 pub use field::Field;
 pub use violation::{Rule, Violation};
 
@@ -64,6 +66,7 @@ pub struct Kind {
     pattern: KeyPattern,
     mode: Mode,
     ttl: Option<Duration>,
+    ack: Ack,
     fields: Box<[Field]>,
     /// Where in `fields` a name is.
     index: HashMap<Box<[u8]>, usize>,
@@ -85,6 +88,12 @@ impl Kind {
     /// Returns how long a profile is kept after its last write; `None` keeps it for ever.
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl
+    }
+
+    /// Says whether replies to writes wait for the database.
+    #[inline]
+    pub fn awaits_database(&self) -> bool {
+        self.ack == Ack::Database
     }
 
     /// Returns the pattern of the keys that are profiles of this kind.

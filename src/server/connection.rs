@@ -18,7 +18,7 @@ use tokio::{
 use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
-    dispatch::{Client, CommandError, Gate, Step, Wanted},
+    dispatch::{Client, CommandError, Gate, Late, Proxy, Step, Wanted},
     outside::{ReadHalf, Stream},
     resp::Scanner,
     upstream::UpstreamError,
@@ -45,6 +45,8 @@ pub(super) struct Connection {
     /// Runs while input has to wait because the journal fills up.
     pause: Option<Pin<Box<Sleep>>>,
     private: Option<Private>,
+    /// The reply to the last request, if it is not known yet.
+    late: Option<Late>,
     /// Why the private link could not be had that the next request needs.
     linkless: Option<CommandError>,
 }
@@ -58,9 +60,11 @@ enum Pause {
     /// A password has to be checked on another thread.
     Check(CostlyCheck),
     /// A private link has to be taken.
-    Link,
+    Link { to_kill: bool },
     /// Profiles have to be checked.
     Load(Rc<Gate>),
+    /// The reply to the last request is not known yet.
+    Late(Late),
     /// The connection ends when the replies are out.
     End,
 }
@@ -88,6 +92,7 @@ impl Connection {
             ending: false,
             pause: None,
             private: None,
+            late: None,
             linkless: None,
         }
     }
@@ -101,7 +106,7 @@ impl Connection {
         if let Some(private) = self.private.take() {
             private.release(proxy.pool.as_ref());
         }
-        proxy.clients.leave(&self.client);
+        proxy.leave(&self.client);
         proxy.metrics.connections_open.set(proxy.clients.len() as u64);
     }
 
@@ -127,7 +132,10 @@ impl Connection {
                     // Behind a QUIT or a protocol error nothing is run any more.
                     if !self.ending {
                         self.receive_last()?;
-                        self.take_and_act(0).await;
+                        match &self.late {
+                            Some(late) => late.hurry(),
+                            None => self.take_and_act(0).await,
+                        }
                     }
                 }
                 received = receive(&mut self.read, &self.shared),
@@ -135,10 +143,10 @@ impl Connection {
                 {
                     match received? {
                         // Whoever is blocked and leaves must not take what comes then.
-                        0 if client.hold.get().blocking > 0 => return Ok(()),
+                        0 if client.hold.get().blocking > 0 || self.late.is_some() => return Ok(()),
                         // The client says no more, but may still listen for what it has asked.
                         0 => self.end(),
-                        count if self.waits == Wanted::Nothing => self.take_and_act(count).await,
+                        count if self.is_ready() => self.take_and_act(count).await,
                         count => self.keep(count),
                     }
                 }
@@ -148,7 +156,13 @@ impl Connection {
                     ready?;
                     client.flush();
                 }
-                heard = hear(&mut self.private) => self.pass_on(heard),
+                heard = hear(&mut self.private, &self.shared.proxy) => self.pass_on(heard),
+                answer = learn(&mut self.late) => {
+                    self.late = None;
+                    self.shared.proxy.answer_late(&client, answer);
+                    // What has been sent meanwhile is run as soon as no pause is in the way.
+                    self.waits = Wanted::Room;
+                }
             }
         }
     }
@@ -176,10 +190,17 @@ impl Connection {
         }
     }
 
+    /// Tells whether the next request can be run when it is here.
+    fn is_ready(&self) -> bool {
+        self.waits == Wanted::Nothing && self.late.is_none()
+    }
+
     /// Tells whether input may be read.
     fn listens(&self) -> bool {
         match self.waits {
             _ if self.ending || self.pause.is_some() => false,
+            // Reading on is how it is noticed that the client has left.
+            _ if self.late.is_some() => self.pending.len() < HELD_BYTES_MAX,
             Wanted::Nothing => true,
             _ => self.client.hold.get().owed > 0 && self.pending.len() < HELD_BYTES_MAX,
         }
@@ -194,7 +215,7 @@ impl Connection {
     /// Hands on what the private link has said.
     fn pass_on(&mut self, heard: Result<(), UpstreamError>) {
         let Some(private) = &mut self.private else { return };
-        match heard.and_then(|()| private.hand_over()) {
+        match heard.and_then(|()| private.hand_over(&self.shared.proxy)) {
             Ok(()) => Private::settle(&mut self.private, self.shared.proxy.pool.as_ref()),
             Err(_) => self.lose_link(),
         }
@@ -209,10 +230,10 @@ impl Connection {
         }
     }
 
-    async fn take_link(&mut self) {
+    async fn take_link(&mut self, to_kill: bool) {
         let proxy = Rc::clone(&self.shared.proxy);
         let Some(pool) = &proxy.pool else { return };
-        match Private::take(pool, &self.client).await {
+        match Private::take(pool, &self.client, to_kill).await {
             Ok(private) => self.private = Some(private),
             Err(error) => self.linkless = Some(error),
         }
@@ -248,8 +269,8 @@ impl Connection {
                     pause = self.take(0);
                     continue;
                 }
-                Pause::Link => {
-                    self.take_link().await;
+                Pause::Link { to_kill } => {
+                    self.take_link(to_kill).await;
                     pause = self.take(0);
                     continue;
                 }
@@ -257,6 +278,12 @@ impl Connection {
                     self.load(&gate).await;
                     pause = self.take(0);
                     continue;
+                }
+                Pause::Late(late) => {
+                    if self.draining {
+                        late.hurry();
+                    }
+                    self.late = Some(late);
                 }
                 Pause::End => self.end(),
             }
@@ -277,6 +304,12 @@ impl Connection {
         // Whoever was killed runs nothing more, not even what it had sent before.
         if self.client.is_closed() {
             return Pause::End;
+        }
+        if self.private.as_ref().is_some_and(Private::is_left_behind) {
+            self.lose_link();
+            if self.ending {
+                return Pause::End;
+            }
         }
         let shared = Rc::clone(&self.shared);
         let tickets = shared.proxy.ledger.borrow().next_ticket();
@@ -330,6 +363,11 @@ impl Connection {
                 Ok(Some(length)) => length,
                 Ok(None) if rest.len() > limits.query_bytes_max => return (used, Pause::End),
                 Ok(None) => return (used, Pause::Input),
+                // The answer comes behind those that the private link owes; it is found again then.
+                Err(_) if self.client.hold.get().owed > 0 => {
+                    self.scanner = Scanner::new(limits.request);
+                    return (used, Pause::Replies(Wanted::Drained));
+                }
                 Err(error) => {
                     proxy.protocol_error(&self.client, error);
                     return (used, Pause::End);
@@ -343,9 +381,9 @@ impl Connection {
                         self.scanner.authenticated(proxy.is_let_in(&self.client));
                         Private::follow(&mut self.private, proxy.pool.as_ref());
                     }
-                    Step::Link => match self.linkless.take() {
+                    Step::Link { to_kill } => match self.linkless.take() {
                         Some(error) => proxy.refuse_unlinked(&self.client, &error),
-                        None => return (used, Pause::Link),
+                        None => return (used, Pause::Link { to_kill }),
                     },
                     Step::Private(errand) => {
                         if let Some(private) = &mut self.private {
@@ -354,6 +392,7 @@ impl Connection {
                     }
                     Step::Drain => return (used, Pause::Replies(Wanted::Drained)),
                     Step::Load(gate) => return (used, Pause::Load(gate)),
+                    Step::Late(late) => return (used + length, Pause::Late(late)),
                     Step::Verify(check) => return (used, Pause::Check(check)),
                     Step::Close => return (used, Pause::End),
                 }
@@ -391,10 +430,18 @@ async fn end(pause: &mut Option<Pin<Box<Sleep>>>) {
     }
 }
 
+/// Waits for a reply that is not known yet.
+async fn learn(late: &mut Option<Late>) -> Result<Vec<u8>, CommandError> {
+    match late {
+        Some(late) => late.answer().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits for the private link to say something.
-async fn hear(private: &mut Option<Private>) -> Result<(), UpstreamError> {
+async fn hear(private: &mut Option<Private>, proxy: &Proxy) -> Result<(), UpstreamError> {
     match private {
-        Some(private) => private.receive().await,
+        Some(private) => private.receive(proxy).await,
         None => std::future::pending().await,
     }
 }

@@ -10,12 +10,14 @@
 //! unasked             RESP3: pushes; RESP2: messages while subscribed; lines of MONITOR
 //! ```
 
-use std::{collections::VecDeque, iter::repeat_n, rc::Rc};
+use std::{collections::VecDeque, iter::repeat_n, pin::Pin, rc::Rc, time::Duration};
+
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     dispatch::{Block, Client, CommandError, Effect, Errand, Hold, Proxy},
     resp::{Protocol, ReplyKind, ReplyWriter, parse_integer, push_command},
-    upstream::{Pool, PrivateLink, UpstreamError},
+    upstream::{Pool, PrivateLink, SILENCE_MAX, UpstreamError},
 };
 
 /// The PING behind a subscription, and its answers: plain, and in RESP2 while subscribed.
@@ -44,6 +46,13 @@ pub(super) struct Private {
     protocol: Protocol,
     /// The link bears the name of the lane.
     named: bool,
+    reply_timeout: Duration,
+    /// When something was sent or heard last.
+    active_at: Instant,
+    /// When the silence of the link is looked at.
+    look: Option<Pin<Box<Sleep>>>,
+    /// Redis was silent for too long, so it may be busy with a script of this link.
+    silent: bool,
     awaited: Option<Awaited>,
 }
 
@@ -55,6 +64,8 @@ struct Awaited {
     /// The first error that was said to a command of the block instead of `QUEUED`.
     refusal: Vec<u8>,
     exec: Option<Vec<u8>>,
+    /// When Redis has said something last, or EXEC was put on the link.
+    heard_at: Instant,
 }
 
 impl Drop for Awaited {
@@ -67,16 +78,29 @@ impl Drop for Awaited {
 
 impl Private {
     /// Takes a link out of the pool for a client.
-    pub(super) async fn take(pool: &Pool, client: &Rc<Client>) -> Result<Self, CommandError> {
-        let link = pool.take().await.map_err(|error| match error {
+    pub(super) async fn take(
+        pool: &Pool,
+        client: &Rc<Client>,
+        to_kill: bool,
+    ) -> Result<Self, CommandError> {
+        let link = pool.take(to_kill).await.map_err(|error| match error {
             UpstreamError::TooMany => CommandError::TooManyLinks,
             _ => CommandError::UpstreamDown,
         })?;
-        client.note(|hold| *hold = Hold { linked: true, link_id: link.id(), ..Hold::default() });
-        let expected = VecDeque::new();
-        let protocol = Protocol::Resp2;
-        let client = Rc::clone(client);
-        let mut private = Self { client, link, expected, protocol, named: false, awaited: None };
+        let (link_id, proved) = (link.id(), link.is_proved());
+        client.note(|hold| *hold = Hold { linked: true, link_id, proved, ..Hold::default() });
+        let mut private = Self {
+            client: Rc::clone(client),
+            link,
+            expected: VecDeque::new(),
+            protocol: Protocol::Resp2,
+            named: false,
+            reply_timeout: pool.reply_timeout(),
+            active_at: Instant::now(),
+            look: None,
+            silent: false,
+            awaited: None,
+        };
         private.speak();
         Ok(private)
     }
@@ -96,6 +120,7 @@ impl Private {
 
     /// Puts a request on the link.
     pub(super) fn send(&mut self, proxy: &Rc<Proxy>, request: &[u8], errand: Errand) {
+        self.active_at = Instant::now();
         if errand.effect == Effect::Watches {
             self.take_name(proxy);
         }
@@ -104,8 +129,8 @@ impl Private {
             self.expected.extend(repeat_n(Expected::Ignored, block.queued() as usize));
             self.client.note(|hold| hold.watching = false);
             let (proxy, link_id) = (Rc::clone(proxy), self.link.id());
-            let (block, refusal) = (Some(block), Vec::new());
-            self.awaited = Some(Awaited { proxy, link_id, block, refusal, exec: None });
+            let (block, refusal, heard_at) = (Some(block), Vec::new(), Instant::now());
+            self.awaited = Some(Awaited { proxy, link_id, block, refusal, exec: None, heard_at });
         }
         // WAIT is about the last write that its connection has seen, and the client's writes may
         // have gone over the lane; any command brings the link up to date.
@@ -142,16 +167,63 @@ impl Private {
         self.link.flush()
     }
 
-    /// Waits for Redis to say something. Nothing is lost when the wait is given up.
-    pub(super) async fn receive(&mut self) -> Result<(), UpstreamError> {
-        self.link.receive().await
+    /// Tells whether the lane is at another Redis than this link.
+    pub(super) fn is_left_behind(&self) -> bool {
+        self.link.is_left_behind()
+    }
+
+    /// Waits for Redis to say something, and lets it be known when Redis stays silent; while EXEC is
+    /// awaited, waits no longer than the lane does for a reply. Nothing is lost when the wait is given
+    /// up.
+    pub(super) async fn receive(&mut self, proxy: &Proxy) -> Result<(), UpstreamError> {
+        loop {
+            let hold = self.client.hold.get();
+            let waits = hold.owed > hold.blocking || self.awaited.is_some();
+            let Some(look) = self.look.as_mut().filter(|_| waits) else {
+                if waits {
+                    self.look = Some(Box::pin(sleep_until(self.active_at + SILENCE_MAX)));
+                    continue;
+                }
+                self.link.receive().await?;
+                self.active_at = Instant::now();
+                return Ok(());
+            };
+            tokio::select! {
+                biased;
+                heard = self.link.receive() => {
+                    self.active_at = Instant::now();
+                    return heard;
+                }
+                () = look => {
+                    self.look = None;
+                    let awaited = self.awaited.as_ref();
+                    if awaited.is_some_and(|awaited| awaited.heard_at.elapsed() >= self.reply_timeout) {
+                        return Err(UpstreamError::Timeout);
+                    }
+                    if self.active_at.elapsed() >= SILENCE_MAX {
+                        proxy.suspect();
+                        self.silent = true;
+                        self.active_at = Instant::now();
+                    }
+                }
+            }
+        }
     }
 
     /// Hands what was received to the client.
-    pub(super) fn hand_over(&mut self) -> Result<(), UpstreamError> {
-        let Self { client, link, expected, awaited, .. } = self;
-        let result = link.hand_over(|reply| deliver(client, expected, awaited, reply));
+    pub(super) fn hand_over(&mut self, proxy: &Proxy) -> Result<(), UpstreamError> {
+        let Self { client, link, expected, awaited, silent, .. } = self;
+        let result = link.hand_over(|reply| {
+            // Whoever hears that Redis is busy has not been waiting for his own script.
+            if std::mem::take(silent) && !reply.starts_with(b"-BUSY") {
+                proxy.relieve();
+            }
+            deliver(client, expected, awaited, reply)
+        });
         client.note(|hold| count(hold, expected));
+        if let Some(awaited) = awaited {
+            awaited.heard_at = Instant::now();
+        }
         if let Some(mut awaited) = awaited.take_if(|awaited| awaited.exec.is_some())
             && let (Some(block), Some(exec)) = (awaited.block.take(), &awaited.exec)
         {

@@ -415,6 +415,9 @@ impl Delivery {
             records,
             dead,
         };
+        if !work.dead.is_empty() {
+            self.status.set_aside(work.dead.iter().map(|letter| letter.sequence));
+        }
         // A flush touches every row that there is.
         let patience = match work.records.iter().any(Record::is_flush) {
             true => self.config.timeout.saturating_mul(FLUSH_PATIENCE),

@@ -139,6 +139,15 @@ pub(super) fn fields_bytes(json: &str) -> Result<Fields, EncodingError> {
     Ok(fields)
 }
 
+/// Reads the names of a JSON array back into exact bytes.
+///
+/// # Errors
+/// When the JSON is not an array of names.
+pub(super) fn names_bytes(json: &str) -> Result<Vec<Vec<u8>>, EncodingError> {
+    let names: Vec<String> = serde_json::from_str(json).map_err(|_| EncodingError::Fields)?;
+    names.iter().map(|name| name_bytes(name)).collect()
+}
+
 fn value_bytes(value: Value) -> Result<Option<Vec<u8>>, EncodingError> {
     match value {
         Value::String(text) => Ok(Some(text.into_bytes())),

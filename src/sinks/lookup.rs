@@ -263,9 +263,14 @@ impl Lookup {
 
     fn pending(&self, key: &[u8], row: Option<(Row, u64)>, letters: &[Letter]) -> Known {
         let pending = self.overlay.as_ref().map_or(&[][..], |overlay| overlay.of(key));
-        let letters = letters.iter().filter(|letter| letter.key == key);
-        let mut records: Vec<(u64, &[u8])> = (letters)
-            .map(|letter| (letter.sequence, letter.record.as_slice()))
+        let letters: Vec<_> = letters.iter().filter(|letter| letter.key == key).collect();
+        // A flush leaves a tombstone of each row, and none of what was only set aside.
+        let flushed = letters.iter().rfind(|letter| letter.record.is_none());
+        let tombstone =
+            || flushed.map(|letter| (Row { deleted: true, ..Row::default() }, letter.sequence));
+        let row = row.or_else(tombstone);
+        let mut records: Vec<(u64, &[u8])> = (letters.iter())
+            .filter_map(|letter| Some((letter.sequence, letter.record.as_deref()?)))
             .chain(pending.iter().map(|pending| (pending.sequence, &*pending.record)))
             .collect();
         records.sort_unstable_by_key(|(sequence, _)| *sequence);

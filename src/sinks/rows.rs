@@ -9,12 +9,13 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, Row as _, SqliteConnection};
 
-use super::encoding::{name_bytes, name_text, names_json};
+use super::encoding::{fields_bytes, name_bytes, name_text, names_bytes, names_json};
 use super::error::{FailureClass, SinkError};
 use super::statements::READER_SESSION;
 #[cfg(test)]
 use super::tests::memory;
 use super::timestamp::Timestamp;
+use crate::hydrate::HistoryEntry;
 
 const PG_ROWS: &str = "\
     select key, fields::text, expires_at, deleted_at is not null, source, sequence \
@@ -25,11 +26,34 @@ const PG_LIVE_FROM: &str = "\
     select key, fields::text, expires_at, deleted_at is not null, source, sequence \
     from profiles where key >= $1 and deleted_at is null order by key limit $2";
 
-/// What was set aside before the last flush does not count any more.
+/// What was set aside before the last flush says no more than that the profile was there.
 const PG_LETTERS: &str = "\
-    select key, sequence, record from dead_letters \
-    where source = $1 and key = any($2) and sequence > coalesce((select max(sequence) \
-        from history where source = $1 and key = '*' and kind = '*'), 0) order by sequence";
+    select d.key, d.sequence, case when d.sequence > flush.at then d.record end \
+    from dead_letters d, (select coalesce(max(sequence), 0) as at \
+        from history where source = $1 and key = '*' and kind = '*') as flush \
+    where d.source = $1 and d.key = any($2) order by d.sequence";
+
+/// The newest changes of one key in one journal; a flush is told apart by its kind.
+const PG_HISTORY: &str = "\
+    select sequence, at, actor, command, changed::text, to_jsonb(removed)::text, deleted \
+    from history where key = $1 and source = $2 and (kind = '*') = $3 \
+    order by sequence desc limit $4";
+
+/// The same in all other journals. The numbers of different journals do not compare.
+const PG_OLDER_HISTORY: &str = "\
+    select sequence, at, actor, command, changed::text, to_jsonb(removed)::text, deleted \
+    from history where key = $1 and source <> $2 and (kind = '*') = $3 \
+    order by at desc, sequence desc limit $4";
+
+const SQLITE_HISTORY: &str = "\
+    select sequence, at, actor, command, changed, removed, deleted \
+    from history where key = ?1 and source = ?2 and (kind = '*') = ?3 \
+    order by sequence desc limit ?4";
+
+const SQLITE_OLDER_HISTORY: &str = "\
+    select sequence, at, actor, command, changed, removed, deleted \
+    from history where key = ?1 and source <> ?2 and (kind = '*') = ?3 \
+    order by at desc, sequence desc limit ?4";
 
 const SQLITE_ROWS: &str = "\
     select p.key, p.fields, p.expires_at, p.deleted_at is not null, p.source, p.sequence \
@@ -40,10 +64,11 @@ const SQLITE_LIVE_FROM: &str = "\
     from profiles where key >= ?1 and deleted_at is null order by key limit ?2";
 
 const SQLITE_LETTERS: &str = "\
-    select d.key, d.sequence, d.record from json_each(?2) as wanted \
-    join dead_letters d on d.key = wanted.value where d.source = ?1 \
-        and d.sequence > coalesce((select max(sequence) from history \
-        where source = ?1 and key = '*' and kind = '*'), 0) order by d.sequence";
+    select d.key, d.sequence, case when d.sequence > flush.at then d.record end \
+    from json_each(?2) as wanted join dead_letters d on d.key = wanted.value, \
+        (select coalesce(max(sequence), 0) as at \
+        from history where source = ?1 and key = '*' and kind = '*') as flush \
+    where d.source = ?1 order by d.sequence";
 
 const CURSOR: &str = "select sequence from cursors where source = $1";
 
@@ -66,7 +91,17 @@ pub(super) struct StoredRow {
 pub(super) struct Letter {
     pub key: Vec<u8>,
     pub sequence: u64,
-    pub record: Vec<u8>,
+    /// Nothing where a flush came behind it.
+    pub record: Option<Vec<u8>>,
+}
+
+/// Which part of the history is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// What came from this journal.
+    Own,
+    /// What came from others before it.
+    Older,
 }
 
 /// One connection for reading.
@@ -212,6 +247,52 @@ impl Rows {
         }
     }
 
+    /// Reads the newest `entries_max` changes of a profile, newest first, or flushes if `key` is
+    /// none. Only while connected.
+    pub(super) async fn history(
+        &mut self,
+        part: Part,
+        source: &str,
+        key: Option<&[u8]>,
+        entries_max: usize,
+    ) -> Result<Vec<HistoryEntry>, SinkError> {
+        let (name, is_flush) = (name_text(key.unwrap_or(b"*")).into_owned(), key.is_none());
+        let entries_max = i64::try_from(entries_max).unwrap_or(i64::MAX);
+        macro_rules! entries {
+            ($connection:expr, $sql:expr, $at:expr) => {{
+                let query = sqlx::query($sql).bind(name).bind(source.to_owned());
+                let query = query.bind(is_flush).bind(entries_max);
+                let mut entries = Vec::new();
+                for row in query.fetch_all($connection).await? {
+                    let (changed, removed) = (row.try_get(4)?, row.try_get::<&str, _>(5)?);
+                    entries.push(HistoryEntry {
+                        sequence: row.try_get::<i64, _>(0)?.cast_unsigned(),
+                        at_ms: $at(&row)?,
+                        actor: row.try_get(2)?,
+                        command: row.try_get(3)?,
+                        changed: fields_bytes(changed)?.into_iter().collect(),
+                        removed: names_bytes(removed)?,
+                        deleted: row.try_get(6)?,
+                    });
+                }
+                Ok(entries)
+            }};
+        }
+        match self {
+            Self::Postgres { connection: Some(connection), .. } => {
+                let sql = if part == Part::Own { PG_HISTORY } else { PG_OLDER_HISTORY };
+                let at = |row: &sqlx::postgres::PgRow| row.try_get(1).map(Timestamp::ms);
+                entries!(connection, sql, at)
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                let sql = if part == Part::Own { SQLITE_HISTORY } else { SQLITE_OLDER_HISTORY };
+                let at = |row: &sqlx::sqlite::SqliteRow| row.try_get(1).map(i64::cast_unsigned);
+                entries!(connection, sql, at)
+            }
+            _ => Err(not_connected()),
+        }
+    }
+
     /// Reads the keys of which anything was set aside. Only while connected.
     pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
         let keys: Vec<String> = match self {
@@ -260,6 +341,6 @@ fn sqlite_row(row: &sqlx::sqlite::SqliteRow) -> Result<StoredRow, SinkError> {
     })
 }
 
-fn letter(key: String, sequence: i64, record: Vec<u8>) -> Result<Letter, SinkError> {
+fn letter(key: String, sequence: i64, record: Option<Vec<u8>>) -> Result<Letter, SinkError> {
     Ok(Letter { key: name_bytes(&key)?, sequence: sequence.cast_unsigned(), record })
 }

@@ -1,17 +1,26 @@
 //! How far a delivery is, for metrics, readiness and whoever waits for a change to arrive.
 //!
-//! Written by one delivery, read by anyone without locks. Counters only rise.
+//! Written by one delivery, read by anyone. Counters only rise. The one lock is about records that
+//! are set aside, and is asked for by those only who have waited for a record.
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        PoisonError, RwLock,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
 };
 
 use tokio::sync::watch;
 
-use super::error::FailureClass;
-use crate::journal::Sequence;
+use super::{error::FailureClass, now_ms};
+use crate::journal::{Journal, Sequence};
 
+/// Records set aside that are remembered for those who wait for them.
+const SET_ASIDE_MAX: usize = 1 << 16;
 const NO_FAILURE: u8 = u8::MAX;
 
 /// The shared figures of one delivery.
@@ -31,6 +40,8 @@ pub struct Status {
     replaced: watch::Sender<bool>,
     oldest_undelivered_at_ms: AtomicU64,
     last_failure: AtomicU8,
+    /// The latest records that were set aside.
+    set_aside: RwLock<BTreeSet<u64>>,
 }
 
 impl Default for Status {
@@ -50,6 +61,7 @@ impl Default for Status {
             replaced: watch::Sender::new(false),
             oldest_undelivered_at_ms: AtomicU64::new(0),
             last_failure: AtomicU8::new(NO_FAILURE),
+            set_aside: RwLock::default(),
         }
     }
 }
@@ -143,6 +155,43 @@ impl Status {
         Some(self.oldest_undelivered_at_ms.load(Relaxed)).filter(|&at_ms| at_ms != 0)
     }
 
+    /// How many records up to `end` the database has yet to get; all that are kept while its cursor
+    /// is not known.
+    #[must_use]
+    pub fn waiting_records(&self, journal: &Journal, end: Sequence) -> u64 {
+        let delivered = self.delivered().0.max(journal.first().0.saturating_sub(1));
+        end.0.saturating_sub(delivered)
+    }
+
+    /// How many bytes of the journal the database has yet to get.
+    #[must_use]
+    pub fn waiting_bytes(&self, journal: &Journal) -> u64 {
+        let bytes = journal.bytes_total().saturating_sub(self.delivered_bytes());
+        match self.waiting_records(journal, journal.appended()) {
+            0 => 0,
+            _ => bytes.min(journal.bytes()),
+        }
+    }
+
+    /// The age of the oldest change that is read and not yet committed, in milliseconds; 0 when
+    /// there is none.
+    #[must_use]
+    pub fn oldest_undelivered_age_ms(&self, journal: &Journal) -> u64 {
+        // The cursor is published first.
+        if self.waiting_records(journal, journal.appended()) == 0 {
+            return 0;
+        }
+        self.oldest_undelivered_at_ms().map_or(0, |at_ms| now_ms().saturating_sub(at_ms))
+    }
+
+    /// Says whether any record between these, both included, was set aside since the start. Told
+    /// before [`Self::delivered`] has passed it.
+    #[must_use]
+    pub fn is_set_aside(&self, first: Sequence, last: Sequence) -> bool {
+        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        first <= last && set_aside.range(first.0..=last.0).next().is_some()
+    }
+
     /// The class of the latest failure, while it lasts: `None` after a success.
     #[must_use]
     pub fn last_failure(&self) -> Option<FailureClass> {
@@ -168,6 +217,18 @@ impl Status {
         self.rows.fetch_add(rows as u64, Relaxed);
         self.dead_letters.fetch_add(dead_letters as u64, Relaxed);
         self.last_failure.store(NO_FAILURE, Relaxed);
+    }
+
+    /// Notes what is about to be set aside. Should the commit fail and the database take
+    /// it after all, whoever waits for it is told too much rather than too little.
+    pub(super) fn set_aside(&self, sequences: impl Iterator<Item = u64>) {
+        let mut set_aside = self.set_aside.write().unwrap_or_else(PoisonError::into_inner);
+        for sequence in sequences {
+            set_aside.insert(sequence);
+            if set_aside.len() > SET_ASIDE_MAX {
+                set_aside.pop_first();
+            }
+        }
     }
 
     pub(super) fn count_failure(&self, class: FailureClass) {

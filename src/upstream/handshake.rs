@@ -80,18 +80,32 @@ pub(super) async fn connect(
         .map_err(|_| UpstreamError::Timeout)?
 }
 
-/// Connects and logs in for a private link, which speaks RESP2 in the profiles' database; returns
-/// its id at Redis with it, 0 where an ACL withholds it.
+/// A private link that is logged in, in RESP2 and in the profiles' database.
+pub(super) struct PrivateGreeting {
+    pub(super) stream: Stream,
+    /// Its id at Redis; 0 where an ACL withholds it.
+    pub(super) id: u64,
+    /// Which Redis it is; nothing while that is busy with a script.
+    pub(super) run_id: Option<String>,
+}
+
+/// Connects and logs in for a private link.
 pub(super) async fn connect_private(
     address: &RedisAddress,
     config: &Config,
-) -> Result<(Stream, u64), UpstreamError> {
+    selects: bool,
+) -> Result<PrivateGreeting, UpstreamError> {
     let introduce = async {
-        let mut talk = Talk::begin(address).await?;
-        talk.log_in(address).await?;
-        talk.select(address).await?;
+        let mut talk = Talk::introduced(address).await?;
+        if selects {
+            talk.select(address).await?;
+        }
         let id = text(&talk.ask(&["CLIENT", "ID"]).await?);
-        Ok((talk.stream, id.trim().trim_start_matches(':').parse().unwrap_or(0)))
+        let id = id.trim().trim_start_matches(':').parse().unwrap_or(0);
+        let info = talk.ask(&["INFO", "server"]).await?;
+        let known = ReplyKind::of(&info) != ReplyKind::Error;
+        let run_id = known.then(|| Server::parse(&text(&info), None).run_id);
+        Ok(PrivateGreeting { stream: talk.stream, id, run_id })
     };
     tokio::time::timeout(config.connect_timeout, introduce)
         .await
@@ -135,6 +149,10 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
     let keys = integer(&talk.ask(&["DBSIZE"]).await?);
     let server = Server::parse(&info, keys.and_then(|keys| u64::try_from(keys).ok()));
     talk.must(&["PING"]).await?;
+    // Without the right to them transactions would fall into pieces, also those that bring a profile
+    // back. The refusal names the command.
+    talk.must(&["MULTI"]).await?;
+    talk.must(&["EXEC"]).await?;
     // The names of connections are for the fence below. An ACL may withhold the command; then an
     // older link ends when its socket does.
     let named = talk.ask(&["CLIENT", "SETNAME", name]).await?;
@@ -152,12 +170,19 @@ fn knows_expiry_times(version: &str) -> bool {
 }
 
 /// One question and one answer at a time.
-struct Talk {
+pub(super) struct Talk {
     stream: Stream,
     input: Vec<u8>,
 }
 
 impl Talk {
+    /// Connects and logs in, in database 0: a Redis that is busy with a script allows no more.
+    pub(super) async fn introduced(address: &RedisAddress) -> Result<Self, UpstreamError> {
+        let mut talk = Self::begin(address).await?;
+        talk.log_in(address).await?;
+        Ok(talk)
+    }
+
     async fn begin(address: &RedisAddress) -> Result<Self, UpstreamError> {
         let stream = Stream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
@@ -183,7 +208,7 @@ impl Talk {
         Ok(())
     }
 
-    async fn ask(&mut self, arguments: &[&str]) -> Result<Vec<u8>, UpstreamError> {
+    pub(super) async fn ask(&mut self, arguments: &[&str]) -> Result<Vec<u8>, UpstreamError> {
         let mut request = Vec::new();
         push_command(&mut request, arguments, |_, _| {});
         self.stream.write_all(&request).await?;

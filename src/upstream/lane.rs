@@ -2,18 +2,20 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashSet,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Batch, Config, Failure, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
+    Batch, Config, Failure, Home, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
     link::{Flight, Link},
+    probe::Probe,
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
 
@@ -51,8 +53,15 @@ pub(super) struct Queue<S> {
     /// The first attempt to make a link has come to an end.
     attempted: Notify,
     state: Cell<LinkState>,
+    /// What Redis tells its clients while it is busy with a script.
+    busy: RefCell<Option<Arc<str>>>,
+    /// Somebody waits for Redis on another link, so it may be busy.
+    suspected: Cell<bool>,
+    /// What it was busy with on another link has come to an end.
+    relieved: Cell<bool>,
     resp3: Cell<bool>,
     version: RefCell<String>,
+    home: Home,
 }
 
 impl<S: Slot> Lane<S> {
@@ -66,8 +75,12 @@ impl<S: Slot> Lane<S> {
                 wake: Notify::new(),
                 attempted: Notify::new(),
                 state: Cell::new(LinkState::Starting),
+                busy: RefCell::new(None),
+                suspected: Cell::new(false),
+                relieved: Cell::new(false),
                 resp3: Cell::new(true),
                 version: RefCell::new("0.0.0".to_owned()),
+                home: Home::default(),
             }),
         }
     }
@@ -76,6 +89,29 @@ impl<S: Slot> Lane<S> {
     #[must_use]
     pub fn state(&self) -> LinkState {
         self.queue.state.get()
+    }
+
+    /// Returns the error that Redis gives everybody while it is busy with a script; nothing as a
+    /// rule.
+    #[must_use]
+    pub fn busy(&self) -> Option<Arc<str>> {
+        self.queue.busy.borrow().clone()
+    }
+
+    /// Has Redis asked whether it is busy, because it is silent on another link.
+    pub fn suspect(&self) {
+        if self.state() == LinkState::Up && !self.queue.suspected.replace(true) {
+            self.queue.wake.notify_one();
+        }
+    }
+
+    /// Takes the news that Redis has answered on another link on which it was silent.
+    pub fn relieve(&self) {
+        if self.queue.is_stalled() {
+            self.queue.set_busy(None);
+            self.queue.relieved.set(true);
+            self.queue.wake.notify_one();
+        }
     }
 
     /// Tells whether the upstream can answer in RESP3 (Redis 6 and later).
@@ -88,6 +124,12 @@ impl<S: Slot> Lane<S> {
     #[must_use]
     pub fn redis_version(&self) -> String {
         self.queue.version.borrow().clone()
+    }
+
+    /// Returns what private links beside this lane are measured by.
+    #[must_use]
+    pub fn home(&self) -> Home {
+        self.queue.home.clone()
     }
 
     /// Lets `fill` add requests and slots to what goes out next. Only while the link is up.
@@ -138,7 +180,9 @@ impl<S: Slot> Lane<S> {
                     self.queue.version.replace(version);
                     told = false;
                     let server = greeting.server.clone();
-                    let mut link = Link::new(greeting, config.reply_timeout, Arc::clone(&metrics));
+                    let probe = Probe::new(address.clone());
+                    let timeout = config.reply_timeout;
+                    let mut link = Link::new(greeting, probe, timeout, Arc::clone(&metrics));
                     self.begin(&mut link, &server, &mut *receiver.borrow_mut());
                     metrics.upstream_links.add(1);
                     metrics.upstream_up.set(1);
@@ -165,6 +209,7 @@ impl<S: Slot> Lane<S> {
 
     /// Sends what has to go first over a new link.
     fn begin<R: Receiver<Slot = S>>(&self, link: &mut Link<S>, server: &Server, receiver: &mut R) {
+        self.queue.home.found(&server.run_id);
         let mut first = Batch::new(Protocol::Resp2);
         receiver.recover(&mut first, server);
         if !first.is_empty() {
@@ -185,12 +230,14 @@ impl<S: Slot> Lane<S> {
         let end = tokio::select! {
             biased;
             () = cancel.cancelled() => None,
+            () = self.queue.home.suspected(Instant::now()) => Some(UpstreamError::Elsewhere),
             end = link.carry(&self.queue, receiver) => Some(end),
         };
         if link.proved_useful() {
             backoff.reset();
         }
         self.queue.state.set(LinkState::Down);
+        self.queue.set_busy(None);
         let mut receiver = receiver.borrow_mut();
         link.fail_all(&mut *receiver);
         for batch in self.queue.waiting.borrow_mut().iter_mut() {
@@ -206,6 +253,22 @@ impl<S: Slot> Lane<S> {
 impl<S: Slot> Default for Lane<S> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<S: Slot> Queue<S> {
+    /// Refuses what waits, but for what has to be behind a client's earlier replies.
+    pub(super) fn refuse<R: Receiver<Slot = S>>(
+        &self,
+        waiting: &mut HashSet<u64>,
+        text: &Arc<str>,
+        receiver: &mut R,
+    ) {
+        for batch in self.waiting.borrow_mut().iter_mut() {
+            let refused = batch.take_refusable(waiting);
+            Flight::waiting(refused).fail(receiver, Failure::Refused(text));
+        }
+        receiver.settle();
     }
 }
 
@@ -229,6 +292,26 @@ impl<S> Queue<S> {
     /// Tells whether anything waits.
     pub(super) fn is_filled(&self) -> bool {
         self.waiting.borrow().iter().any(|batch| !batch.is_empty())
+    }
+
+    /// Tells, once, whether Redis is to be asked whether it is busy.
+    pub(super) fn take_suspicion(&self) -> bool {
+        self.suspected.take()
+    }
+
+    /// Tells, once, that what was asked about Redis may be out of date.
+    pub(super) fn take_relief(&self) -> bool {
+        self.relieved.take()
+    }
+
+    /// Tells whether Redis is known to be busy with a script.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.busy.borrow().is_some()
+    }
+
+    /// Notes what Redis tells its clients while it is busy, or that it is not.
+    pub(super) fn set_busy(&self, text: Option<Arc<str>>) {
+        self.busy.replace(text);
     }
 
     /// Tells whether more than one request waits.

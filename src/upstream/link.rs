@@ -3,12 +3,16 @@
 //! A reply that nobody waits for, or bytes that are not RESP, end the link: after that no reply
 //! could be trusted to be anybody's (the bug that every proxy of this kind has had).
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::VecDeque, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::{io::AsyncReadExt, time::Instant};
+use tokio::{
+    io::AsyncReadExt,
+    time::{Instant, Sleep, sleep},
+};
 
 use super::{
-    Batch, Failure, Receiver, Slot, UpstreamError, handshake::Greeting, lane::Queue, output::Output,
+    Batch, Failure, Receiver, Slot, UpstreamError, handshake::Greeting, lane::Queue,
+    output::Output, probe::Probe,
 };
 use crate::{
     metrics::Metrics,
@@ -20,6 +24,9 @@ use crate::{
 const READ_BYTES: usize = 64 << 10;
 /// Requests are left in the queue while this much waits for the socket.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
+/// After so long a silence of a Redis that owes replies, nothing more is sent before it speaks, and
+/// it is asked whether it is busy with a script.
+pub const SILENCE_MAX: Duration = Duration::from_millis(100);
 /// Emptied batches that are kept for their memory.
 const SPARE_BATCHES_MAX: usize = 8;
 
@@ -53,10 +60,22 @@ pub(super) struct Link<S> {
     metrics: Arc<Metrics>,
     heard_at: Instant,
     useful: bool,
+    probe: Probe,
+    /// Redis owes replies and is silent, so what waits is better kept than sent.
+    held: bool,
+    /// When the silence is looked at again.
+    look: Pin<Box<Sleep>>,
+    /// When the receiver may ask something of its own.
+    ask_at: Instant,
 }
 
 impl<S: Slot> Link<S> {
-    pub(super) fn new(greeting: Greeting, reply_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        greeting: Greeting,
+        probe: Probe,
+        reply_timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let (read, write) = greeting.stream.into_split();
         Self {
             read,
@@ -71,6 +90,10 @@ impl<S: Slot> Link<S> {
             metrics,
             heard_at: Instant::now(),
             useful: false,
+            probe,
+            held: false,
+            look: Box::pin(sleep(reply_timeout / 4)),
+            ask_at: Instant::now() + reply_timeout / 4,
         }
     }
 
@@ -85,21 +108,28 @@ impl<S: Slot> Link<S> {
         queue: &Queue<S>,
         receiver: &Rc<RefCell<R>>,
     ) -> UpstreamError {
-        let mut watch = tokio::time::interval(self.reply_timeout / 4);
         loop {
             if queue.is_busy() || !self.flights.is_empty() && queue.is_filled() {
                 // What has arrived meanwhile joins the batch: a larger one costs Redis and the
                 // kernel less per request. A lone request does not wait.
                 tokio::task::yield_now().await;
             }
-            self.take_waiting(queue, &mut *receiver.borrow_mut());
+            if !self.held {
+                self.take_waiting(queue, &mut *receiver.borrow_mut());
+            }
+            if queue.take_relief() {
+                self.probe.hang_up();
+            }
+            if queue.take_suspicion() {
+                self.probe.ask();
+            }
             if let Err(error) = self.output.write_to(&self.write) {
                 return error;
             }
             tokio::select! {
                 biased;
                 read = self.read.read_buf(&mut self.input) => {
-                    if let Err(error) = self.take_replies(read, receiver) {
+                    if let Err(error) = self.take_replies(read, queue, receiver) {
                         return error;
                     }
                 }
@@ -109,17 +139,77 @@ impl<S: Slot> Link<S> {
                         return error.into();
                     }
                 }
-                _ = watch.tick() => {
-                    if self.is_overdue() {
-                        return UpstreamError::Timeout;
-                    }
-                    let mut again = Batch::new(Protocol::Resp2);
-                    receiver.borrow_mut().ask_again(&mut again);
-                    if !again.is_empty() {
-                        self.send(again, &mut *receiver.borrow_mut());
+                () = &mut self.look => {
+                    if let Err(error) = self.look_about(queue, &mut *receiver.borrow_mut()) {
+                        return error;
                     }
                 }
+                busy = self.probe.answer(), if self.probe.is_open() => {
+                    self.learn(busy, queue, &mut *receiver.borrow_mut());
+                }
             }
+        }
+    }
+
+    /// Looks whether Redis is silent for too long; runs now and then, never per request.
+    fn look_about<R: Receiver<Slot = S>>(
+        &mut self,
+        queue: &Queue<S>,
+        receiver: &mut R,
+    ) -> Result<(), UpstreamError> {
+        let now = Instant::now();
+        if now >= self.ask_at {
+            self.ask_at = now + self.reply_timeout / 4;
+            let mut batch = Batch::new(Protocol::Resp2);
+            receiver.ask_again(&mut batch);
+            if !batch.is_empty() {
+                self.send(batch, receiver);
+            }
+        }
+        let mut again = self.ask_at;
+        if let Some(oldest) = self.flights.front() {
+            let since = self.heard_at.max(oldest.sent_at);
+            if now - since > self.reply_timeout {
+                return Err(UpstreamError::Timeout);
+            }
+            self.held |= now - since >= SILENCE_MAX;
+            again = again.min(since + SILENCE_MAX);
+        }
+        if self.held || queue.is_stalled() {
+            self.probe.ask();
+            again = now + SILENCE_MAX;
+        }
+        self.look.as_mut().reset(again);
+        Ok(())
+    }
+
+    /// Takes the answer to whether Redis is busy. While it is, it is alive, so the link stays, and
+    /// clients are told at once what Redis would tell them.
+    fn learn<R: Receiver<Slot = S>>(
+        &mut self,
+        busy: Option<Arc<str>>,
+        queue: &Queue<S>,
+        receiver: &mut R,
+    ) {
+        if let Some(text) = &busy {
+            self.heard_at = Instant::now();
+            self.look_within(SILENCE_MAX);
+            let rest = |flight: &Flight<S>| flight.slot..;
+            let flying =
+                self.flights.iter().flat_map(|flight| flight.batch.slots.get(rest(flight)));
+            let mut waiting = flying.flatten().filter_map(Slot::client).collect();
+            queue.refuse(&mut waiting, text, receiver);
+        } else if !self.held {
+            self.probe.hang_up();
+        }
+        queue.set_busy(busy);
+    }
+
+    /// Has the next look at the silence after this time at the latest.
+    fn look_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        if self.look.deadline() > at {
+            self.look.as_mut().reset(at);
         }
     }
 
@@ -139,7 +229,12 @@ impl<S: Slot> Link<S> {
             self.metrics.upstream_batches.add(1);
             self.output.end().extend_from_slice(&batch.bytes);
         }
-        self.flights.push_back(Flight { swallow, refused, starts_at, ..Flight::waiting(batch) });
+        let flight = Flight { swallow, refused, starts_at, ..Flight::waiting(batch) };
+        // At most a few times per second, however many batches there are.
+        if self.look.deadline() > flight.sent_at + SILENCE_MAX {
+            self.look.as_mut().reset(flight.sent_at + SILENCE_MAX);
+        }
+        self.flights.push_back(flight);
     }
 
     /// Tells everybody in flight that no reply will come.
@@ -180,6 +275,7 @@ impl<S: Slot> Link<S> {
     fn take_replies<R: Receiver<Slot = S>>(
         &mut self,
         read: std::io::Result<usize>,
+        queue: &Queue<S>,
         receiver: &Rc<RefCell<R>>,
     ) -> Result<(), UpstreamError> {
         if read? == 0 {
@@ -187,6 +283,10 @@ impl<S: Slot> Link<S> {
         }
         self.heard_at = Instant::now();
         self.useful = true;
+        if std::mem::take(&mut self.held) {
+            self.probe.hang_up();
+            queue.set_busy(None);
+        }
         let mut receiver = receiver.borrow_mut();
         let result = self.hand_over(&mut *receiver);
         receiver.settle();
@@ -289,11 +389,6 @@ impl<S: Slot> Link<S> {
         }
         answered
     }
-
-    fn is_overdue(&self) -> bool {
-        let Some(oldest) = self.flights.front() else { return false };
-        self.heard_at.max(oldest.sent_at).elapsed() > self.reply_timeout
-    }
 }
 
 impl<S: Slot> Flight<S> {
@@ -325,7 +420,7 @@ impl<S: Slot> Flight<S> {
         self.had = 0;
     }
 
-    pub(super) fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure) {
+    pub(super) fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure<'_>) {
         while let Some(slot) = self.batch.slots.get(self.slot) {
             let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
             receiver.failed(slot, notes, slot.replies() - self.had, failure);

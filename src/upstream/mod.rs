@@ -10,16 +10,20 @@
 mod address;
 mod batch;
 mod handshake;
+mod home;
 mod lane;
 mod link;
 mod output;
 mod pool;
 mod private;
+mod probe;
 
 pub use address::RedisAddress;
 pub use batch::{Batch, Failure, Receiver, Slot};
 pub use handshake::Server;
+pub use home::Home;
 pub use lane::{Lane, LinkState};
+pub use link::SILENCE_MAX;
 pub use pool::Pool;
 pub use private::PrivateLink;
 
@@ -62,6 +66,9 @@ pub enum UpstreamError {
     /// A reply came that nobody had asked for.
     #[error("a reply came for which no request was open")]
     StrayReply,
+    /// The address leads to another Redis than the one that the lane has found there.
+    #[error("the address leads to another Redis than before")]
+    Elsewhere,
     /// As many private links are open as the pool allows.
     #[error("too many private connections are open")]
     TooMany,

@@ -1,7 +1,8 @@
 //! The pool of private links: taken for a while, given back, reset and used again.
 //!
 //! At most [`LINKS_MAX`] links are open and [`IDLE_MAX`] of them wait idle, each for [`IDLE_TIME`].
-//! A link is offered again only when Redis has answered its reset cleanly.
+//! A link is offered again only when Redis has answered its reset cleanly. Links are only made to the
+//! Redis that the lane is at (`home.rs`), and end when the lane finds another one.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,7 +12,10 @@ use std::{
 
 use tokio::{task::spawn_local, time::Instant};
 
-use super::{Config, PrivateLink, RedisAddress, UpstreamError, handshake, private::Place};
+use super::{
+    Config, Home, PrivateLink, RedisAddress, UpstreamError, handshake, home::Standing,
+    private::Place,
+};
 
 /// Links that are open at a time, below Redis's own default of 10000 clients.
 const LINKS_MAX: usize = 8192;
@@ -30,6 +34,7 @@ struct Shared {
     address: RedisAddress,
     config: Config,
     name: String,
+    home: Home,
     /// The longest idle first.
     idle: RefCell<Vec<(Instant, PrivateLink)>>,
     taken: Rc<Cell<usize>>,
@@ -39,12 +44,13 @@ struct Shared {
 impl Pool {
     /// Makes a pool without links, beside the lane of this name.
     #[must_use]
-    pub fn new(address: RedisAddress, config: Config, name: String) -> Self {
+    pub fn new(address: RedisAddress, config: Config, name: String, home: Home) -> Self {
         Self {
             shared: Rc::new(Shared {
                 address,
                 config,
                 name,
+                home,
                 idle: RefCell::default(),
                 taken: Rc::default(),
                 sweeping: Cell::new(false),
@@ -65,11 +71,19 @@ impl Pool {
         &self.shared.name
     }
 
-    /// Takes an idle link, or makes one. It speaks RESP2.
+    /// Returns how long Redis may owe a reply to what does not wait for others.
+    #[must_use]
+    pub fn reply_timeout(&self) -> Duration {
+        self.shared.config.reply_timeout
+    }
+
+    /// Takes an idle link, or makes one. It speaks RESP2. One that is only `to_kill` a script has no
+    /// database selected, because a Redis that is busy allows none to be.
     ///
     /// # Errors
-    /// When Redis cannot be reached or refuses, or too many links are open; nothing was sent.
-    pub async fn take(&self) -> Result<PrivateLink, UpstreamError> {
+    /// When Redis cannot be reached or refuses, the address leads to another Redis than the lane's,
+    /// or too many links are open; nothing was sent.
+    pub async fn take(&self, to_kill: bool) -> Result<PrivateLink, UpstreamError> {
         let shared = &self.shared;
         while let Some((_, link)) = shared.idle.borrow_mut().pop() {
             if link.is_quiet() {
@@ -77,14 +91,30 @@ impl Pool {
             }
         }
         let place = Place::take(&shared.taken, LINKS_MAX).ok_or(UpstreamError::TooMany)?;
-        let (stream, id) = handshake::connect_private(&shared.address, &shared.config).await?;
-        Ok(PrivateLink::new(stream, id, place))
+        loop {
+            let stay = shared.home.stay();
+            let greeting =
+                handshake::connect_private(&shared.address, &shared.config, !to_kill).await?;
+            if stay.is_cancelled() {
+                continue;
+            }
+            match shared.home.compare(greeting.run_id.as_deref()) {
+                Standing::Other => {
+                    shared.home.suspect();
+                    return Err(UpstreamError::Elsewhere);
+                }
+                standing => {
+                    let proved = standing == Standing::Same;
+                    return Ok(PrivateLink::new(greeting, stay, proved, place));
+                }
+            }
+        }
     }
 
     /// Takes a link back that no client needs any more, with no request in flight on it.
     pub fn give_back(&self, mut link: PrivateLink) {
         let shared = Rc::clone(&self.shared);
-        if shared.idle.borrow().len() >= IDLE_MAX {
+        if shared.idle.borrow().len() >= IDLE_MAX || !link.is_proved() {
             return;
         }
         spawn_local(async move {
@@ -101,13 +131,17 @@ impl Pool {
 }
 
 impl Shared {
-    /// Closes what has been idle for too long, until nothing is idle.
+    /// Closes what has been idle for too long or is left behind, until nothing is idle.
     async fn sweep(&self) {
         loop {
             let oldest = self.idle.borrow().first().map(|(since, _)| *since);
             let Some(oldest) = oldest else { break };
-            tokio::time::sleep_until(oldest + IDLE_TIME).await;
-            self.idle.borrow_mut().retain(|(since, _)| since.elapsed() < IDLE_TIME);
+            let stay = self.home.stay();
+            let left = stay.run_until_cancelled(tokio::time::sleep_until(oldest + IDLE_TIME));
+            left.await;
+            self.idle
+                .borrow_mut()
+                .retain(|(since, link)| since.elapsed() < IDLE_TIME && !link.is_left_behind());
         }
         self.sweeping.set(false);
     }

@@ -7,10 +7,11 @@
 use std::{cell::Cell, rc::Rc};
 
 use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
 
-use super::{RedisAddress, UpstreamError, handshake, output::Output};
+use super::{RedisAddress, UpstreamError, handshake, handshake::PrivateGreeting, output::Output};
 use crate::{
-    outside::{ReadHalf, Stream, WriteHalf},
+    outside::{ReadHalf, WriteHalf},
     resp::{Framer, ReplyKind},
 };
 
@@ -30,6 +31,9 @@ pub struct PrivateLink {
     input: Vec<u8>,
     output: Output,
     id: u64,
+    /// Cancelled when the lane is at another Redis than this link.
+    stay: CancellationToken,
+    proved: bool,
     _place: Place,
 }
 
@@ -53,15 +57,23 @@ impl Drop for Place {
 }
 
 impl PrivateLink {
-    pub(super) fn new(stream: Stream, id: u64, place: Place) -> Self {
-        let (read, write) = stream.into_split();
+    /// Takes a connection; `proved` says that it is at the Redis of the lane.
+    pub(super) fn new(
+        greeting: PrivateGreeting,
+        stay: CancellationToken,
+        proved: bool,
+        place: Place,
+    ) -> Self {
+        let (read, write) = greeting.stream.into_split();
         Self {
             read,
             write,
             framer: Framer::default(),
             input: Vec::new(),
             output: Output::new(KEPT_BYTES_MAX),
-            id,
+            id: greeting.id,
+            stay,
+            proved,
             _place: place,
         }
     }
@@ -70,6 +82,19 @@ impl PrivateLink {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Tells whether the link is known to be at the Redis of the lane. While that is busy with a
+    /// script it does not say who it is.
+    #[must_use]
+    pub fn is_proved(&self) -> bool {
+        self.proved
+    }
+
+    /// Tells whether the lane has found another Redis since: nothing may be sent any more.
+    #[must_use]
+    pub fn is_left_behind(&self) -> bool {
+        self.stay.is_cancelled()
     }
 
     /// Appends requests, as canonical RESP, to what goes out with the next flush or receive.
@@ -89,14 +114,18 @@ impl PrivateLink {
     /// is lost when the wait is given up.
     ///
     /// # Errors
-    /// When the connection is broken or closed.
+    /// When the connection is broken or closed, or the lane is at another Redis.
     pub async fn receive(&mut self) -> Result<(), UpstreamError> {
         loop {
+            if self.is_left_behind() {
+                return Err(UpstreamError::Elsewhere);
+            }
             self.flush()?;
             self.input.reserve(READ_BYTES_MIN);
             let unsent = self.unsent() > 0;
             tokio::select! {
                 biased;
+                () = self.stay.cancelled() => {}
                 read = self.read.read_buf(&mut self.input) => {
                     return if read? == 0 { Err(UpstreamError::Closed) } else { Ok(()) };
                 }
@@ -177,7 +206,8 @@ impl PrivateLink {
     /// Tells whether the idle link is still open and has said nothing.
     pub(super) fn is_quiet(&self) -> bool {
         let quiet = self.read.try_read(&mut [0; 1]);
-        matches!(quiet, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        !self.is_left_behind()
+            && matches!(quiet, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
     }
 
     fn next_reply(&mut self) -> Result<Option<Vec<u8>>, UpstreamError> {

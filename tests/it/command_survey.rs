@@ -4,7 +4,7 @@
 use profile_proxy::command::{Access, Keys, Route, Spec, find};
 use profile_proxy::resp::{Limits, Scanner};
 
-use crate::support::client::{Client, Reply, encode};
+use crate::support::client::{Client, Reply, encode, shown};
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::setup::Setup;
@@ -63,8 +63,8 @@ const SAMPLES: [&str; 44] = [
 /// Commands with subcommands: the keys are those of the subcommand.
 const CONTAINERS: [&str; 4] = ["memory", "object", "xgroup", "xinfo"];
 
-/// What newer versions have, and cannot be tried here: refused until it is captured.
-const NEWER: [&str; 9] = [
+/// What newer versions have (7.4 and 8), and cannot be tried here: refused until it is captured.
+const NEWER: [&str; 10] = [
     "HEXPIRE user:1 9 FIELDS 1 a",
     "HPEXPIRE user:1 9 FIELDS 1 a",
     "HEXPIREAT user:1 9 FIELDS 1 a",
@@ -74,6 +74,15 @@ const NEWER: [&str; 9] = [
     "HSETEX user:1 EX 9 FIELDS 1 a 1",
     "HGETDEL user:1 FIELDS 1 a",
     "HIMPORT PREPARE user:1 a b",
+    "HIMPORT SET user:1 a b",
+];
+
+/// Their kin that only read.
+const NEWER_READERS: [&str; 4] = [
+    "HTTL user:1 FIELDS 1 a",
+    "HPTTL user:1 FIELDS 1 a",
+    "HEXPIRETIME user:1 FIELDS 1 a",
+    "HPEXPIRETIME user:1 FIELDS 1 a",
 ];
 
 /// One entry of COMMAND.
@@ -249,11 +258,43 @@ fn no_command_that_writes_reaches_a_profile_unseen() {
         }
     }
     assert!(refused > 110 && captured > 25, "{refused} refused, {captured} captured");
+}
+
+#[test]
+fn the_newer_commands_on_fields_are_refused_on_profiles_and_pass_on_other_keys() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    let (mut client, mut bare) = (setup.proxy.client(), setup.store_client());
+    client.assert_reply("HSET user:1 a 1", ":1\r\n");
+    // This Redis knows none of them, and says so with their arguments when it gets them.
+    let mut pass = |client: &mut Client, line: &str| {
+        let request = encode(&line.split(' ').collect::<Vec<_>>());
+        client.send(&request);
+        bare.send(&request);
+        let expected = bare.reply_bytes();
+        assert!(expected.starts_with(b"-ERR unknown command"), "{line} is known here");
+        assert_eq!(shown(&client.reply_bytes()), shown(&expected), "{line}");
+    };
     for line in NEWER {
-        let words: Vec<&str> = line.split(' ').collect();
-        let name = words[0].to_lowercase();
-        client.assert_reply_starts(line, format!("-ERR command '{name}' is not allowed"));
+        let name = line.split(' ').next().unwrap_or_default().to_lowercase();
+        let kind = if name == "himport" { "through the proxy" } else { "on a profile key" };
+        let refused = format!("-ERR command '{name}' is not allowed {kind}\r\n");
+        client.assert_reply(line, &refused);
+        client.assert_reply("MULTI", "+OK\r\n");
+        client.assert_reply(line, &refused);
+        client.assert_reply_starts("EXEC", "-EXECABORT");
+        let other = line.replace("user:1", "other:1");
+        match name.as_str() {
+            // It prepares a connection for what follows, and the lane is everybody's.
+            "himport" => client.assert_reply(&other, &refused),
+            _ => pass(&mut client, &other),
+        }
     }
+    for line in NEWER_READERS {
+        pass(&mut client, line);
+        pass(&mut client, &line.replace("user:1", "other:1"));
+    }
+    setup.wait_for_equality();
+    assert_eq!(setup.history_count(), 1);
 }
 
 #[test]

@@ -195,3 +195,31 @@ fn retries_beside_a_busy_client_keep_the_order(setup: Setup) {
     assert!(values_in_history(&setup) == expected, "history is not in the order of the writes");
     setup.wait_for_equality();
 }
+
+/// The flush has deleted a profile that the database has never had, since it refused all of it.
+#[test]
+fn what_was_refused_before_a_flush_does_not_come_back_with_an_old_dump() {
+    let lost = ["lost the upstream", "the upstream cannot be reached"];
+    let options = lost.iter().fold(options(), |options, text| options.allows_log(text));
+    let mut setup = Setup::servers_with(options);
+    refuse_poison(&setup);
+    let mut client = setup.proxy.client();
+    client.command(&["HSET", "user:1", "f", "poison"]);
+    client.command(&["HSET", "user:2", "f", "kept"]);
+    wait_for_dead_letters(&setup, 1);
+    client.assert_reply("SET other 1", "+OK\r\n");
+    setup.store_client().command(&["SAVE"]);
+    client.assert_reply("FLUSHALL", "+OK\r\n");
+    client.command(&["HSET", "user:3", "f", "later"]);
+    setup.wait_for_history(3);
+    let before = setup.proxy.metrics().sum("profile_proxy_upstream_links_total", &[]);
+    setup.redis.as_mut().expect("a Redis").restart();
+    assert_eq!(setup.store_client().command(&["EXISTS", "other"]).integer(), 1, "the old dump");
+    wait_until("a new link", BOUND, || {
+        let links = setup.proxy.metrics().sum("profile_proxy_upstream_links_total", &[]);
+        (links > before).then_some(())
+    });
+    setup.proxy.wait_until_checked();
+    assert_eq!(client.command(&["EXISTS", "user:1", "user:2"]).integer(), 0);
+    assert_eq!(setup.store_profiles().into_keys().collect::<Vec<_>>(), ["user:3"]);
+}

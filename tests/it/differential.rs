@@ -7,8 +7,8 @@
 //!
 //! Left out, because these are documented to differ (README, "Commands"):
 //! - other writes on profile keys than those that the proxy understands: refused by the proxy;
-//! - MULTI and WATCH (`transactions.rs`, `watch.rs`), SUBSCRIBE, MONITOR and blocking commands
-//!   (`private.rs`): have comparisons of their own;
+//! - SUBSCRIBE, MONITOR and blocking commands (`private.rs`): have comparisons of their own;
+//! - AUTH, SELECT and HELLO between MULTI and EXEC: refused by the proxy;
 //! - SELECT of another database, SWAPDB and what would lead around the proxy;
 //! - FLUSHALL and FLUSHDB, which would take the keys of all clients;
 //! - CLIENT, INFO: about the connection and the server, which are different ones here;
@@ -55,8 +55,13 @@ fn random_pipelines_get_the_replies_of_redis_byte_for_byte() {
             thread::spawn(move || Twins::new(seed, number, direct, proxied).run())
         })
         .collect();
-    let counts: Vec<usize> = runs.into_iter().map(|run| run.join().expect("equal")).collect();
-    let commands: usize = counts.iter().sum();
+    let runs: Vec<_> = runs.into_iter().map(|run| run.join().expect("equal")).collect();
+    let commands: usize = runs.iter().map(|(commands, _)| commands).sum();
+    let ends = [0, 1, 2].map(|end| runs.iter().map(|(_, ends)| ends[end]).sum::<usize>());
+    assert!(
+        ends.iter().all(|count| *count > 20),
+        "transactions ran, were watched, failed: {ends:?}"
+    );
     assert!(commands > 5_000, "only {commands} commands were compared");
 
     let (left, right) = (contents(&mut bare.client()), contents(&mut setup.store_client()));
@@ -78,6 +83,10 @@ struct Twins {
     clients: [Client; 2],
     pipelines: Pipelines,
     random: Random,
+    /// How the commands that were queued since MULTI are compared.
+    queued: Vec<Answer>,
+    /// Transactions that ran, that a watched key ended, and that an error ended.
+    ends: [usize; 3],
 }
 
 impl Twins {
@@ -89,6 +98,8 @@ impl Twins {
             clients,
             pipelines: Pipelines::new(seed, number),
             random: Random::seeded(seed ^ (number << 32)),
+            queued: Vec::new(),
+            ends: [0; 3],
         };
         twins.greet(number % 2 == 1);
         twins
@@ -100,8 +111,8 @@ impl Twins {
         }
     }
 
-    /// Returns how many commands were compared.
-    fn run(mut self) -> usize {
+    /// Returns how many commands were compared, and how transactions ended.
+    fn run(mut self) -> (usize, [usize; 3]) {
         let start = Instant::now();
         let mut compared = 0;
         for _ in 0..PIPELINES {
@@ -121,12 +132,13 @@ impl Twins {
                 let label = format!("{}: the end after {}", self.label, shown(broken));
                 let ends = self.clients.each_mut().map(|client| client.read_to_close_of(&label));
                 assert_eq!(shown(&ends[0]), shown(&ends[1]), "{label}");
+                self.queued.clear();
                 self.clients = self.addresses.each_ref().map(|address| Client::connect(address));
                 let resp3 = self.random.below(2) == 1;
                 self.greet(resp3);
             }
         }
-        compared
+        (compared, self.ends)
     }
 
     /// Both get the same pieces; now and then one byte at a time, or with a pause between.
@@ -157,15 +169,55 @@ impl Twins {
             (Ok(left), Ok(right)) => (left, right),
             (left, right) => panic!("{label}: Redis {left:?}, proxy {right:?}"),
         };
+        let in_queue = left.0 == Reply::Simple("QUEUED".to_owned());
         let equal = match command.answer {
             Answer::Exact | Answer::None => left.1 == right.1,
-            Answer::Unordered => sorted(&left.0) == sorted(&right.0),
-            Answer::Time => times_are_close(&left.0, &right.0) || left.1 == right.1,
-            Answer::Random => form(&left.0) == form(&right.0),
-            Answer::Hello => without_id(&left.0) == without_id(&right.0),
+            _ if in_queue => left.1 == right.1,
+            Answer::Exec => self.executed_alike(&left.0, &right.0) || left.1 == right.1,
+            answer => alike(answer, &left.0, &right.0),
         };
         assert!(equal, "{label}:\n Redis {}\n proxy {}", shown(&left.1), shown(&right.1));
+        match in_queue {
+            true => self.queued.push(command.answer),
+            false if command.answer == Answer::Exec => {
+                self.queued.clear();
+                let end = usize::from(left.0 == Reply::Nothing)
+                    + 2 * usize::from(left.1.starts_with(b"-EXECABORT"));
+                self.ends[end] += usize::from(end > 0 || matches!(left.0, Reply::Array(_)));
+            }
+            false if left.1 == b"+OK\r\n" && is_any(command, &["multi", "discard"]) => {
+                self.queued.clear();
+            }
+            false => {}
+        }
     }
+
+    /// Compares the replies to EXEC element by element.
+    fn executed_alike(&self, left: &Reply, right: &Reply) -> bool {
+        let (Reply::Array(left), Reply::Array(right)) = (left, right) else { return false };
+        let lengths = [left.len(), right.len()];
+        lengths == [self.queued.len(); 2]
+            && left
+                .iter()
+                .zip(right)
+                .zip(&self.queued)
+                .all(|((left, right), answer)| left == right || alike(*answer, left, right))
+    }
+}
+
+fn alike(answer: Answer, left: &Reply, right: &Reply) -> bool {
+    match answer {
+        Answer::Exact | Answer::None | Answer::Exec => left == right,
+        Answer::Unordered => sorted(left) == sorted(right),
+        Answer::Time => times_are_close(left, right) || left == right,
+        Answer::Random => form(left) == form(right),
+        Answer::Hello => without_id(left) == without_id(right),
+    }
+}
+
+fn is_any(command: &Command, names: &[&str]) -> bool {
+    let text = String::from_utf8_lossy(&command.bytes).to_ascii_lowercase();
+    names.iter().any(|name| text.contains(name))
 }
 
 /// The reply with the members of sets, and the pairs of hashes, in one order.

@@ -360,6 +360,10 @@ fn what_is_told_about_commands_is_what_redis_tells() {
     for name in names {
         let name = String::from_utf8(name).unwrap().lines().nth(1).unwrap().to_owned();
         let (redis, own) = pair.run_line(&format!("COMMAND INFO {name}"));
+        // The proxy's own.
+        if name.starts_with("profile.") {
+            continue;
+        }
         let parts = |reply: &[u8]| split(&split(reply).1[0]).1;
         let (redis, own) = (parts(&redis), parts(&own));
         assert_eq!((redis.len(), own.len()), (10, 10), "{name}");

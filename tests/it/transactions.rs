@@ -1,10 +1,15 @@
 //! MULTI and EXEC: the replies of Redis byte for byte, and each write inside captured with its own
 //! result.
 
+use std::time::Duration;
+
 use crate::support::client::{Reply, assert_bytes, encode};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::redis::Redis;
 use crate::support::setup::{Setup, on_both_setups};
+use crate::support::wait_until;
+
+const BOUND: Duration = Duration::from_secs(10);
 
 /// A kind without rules, so that only Redis decides.
 const OPEN: &str =
@@ -165,4 +170,52 @@ fn a_transaction_that_redis_refuses_at_exec_is_told_why() {
     }
     assert!(setup.store_profiles().is_empty());
     setup.wait_for_equality();
+}
+
+fn with_a_user_of_its_own(options: ProxyOptions) -> (Redis, ProxyOptions) {
+    let redis = Redis::start();
+    redis.client().command(&["ACL", "SETUSER", "proxy", "on", ">secret", "~*", "&*", "+@all"]);
+    let url = format!("redis://proxy:secret@{}", redis.address());
+    (redis, options.config(OPEN).upstream(url))
+}
+
+/// The user of the proxy at Redis loses the right to MULTI while it is connected.
+#[test]
+fn commands_that_ran_without_multi_are_recorded_each_for_itself() {
+    let (redis, options) = with_a_user_of_its_own(Proxy::options());
+    let proxy = options.expects_log("Redis refuses MULTI").start();
+    let setup = Setup { proxy, redis: Some(redis), postgres: None };
+    setup.wait_for_tables();
+    let mut client = setup.proxy.client();
+    client.assert_reply("HSET user:1 n 1", b":1\r\n");
+    setup.store_client().command(&["ACL", "SETUSER", "proxy", "-multi"]);
+    client.assert_reply("MULTI", b"+OK\r\n");
+    for line in ["HINCRBY user:1 n 1", "SET other x", "HGETALL user:1", "DEL user:1 user:2"] {
+        client.assert_reply(line, b"+QUEUED\r\n");
+    }
+    client.assert_reply("EXEC", b"*4\r\n:2\r\n+OK\r\n*2\r\n$1\r\nn\r\n$1\r\n2\r\n:1\r\n");
+    client.assert_reply("HGETALL user:1", b"*0\r\n");
+    setup.wait_for_history(3);
+    let commands: Vec<String> = setup.history().into_iter().map(|row| row.command).collect();
+    assert_eq!(commands, ["HSET", "HINCRBY", "DEL"]);
+    setup.wait_for_equality();
+}
+
+#[test]
+fn a_user_at_redis_without_the_right_to_transactions_is_refused_by_name() {
+    let (redis, options) = with_a_user_of_its_own(Proxy::options());
+    let options = options.expects_log("has no permissions to run the 'exec' command");
+    let proxy = options.expects_log("lost the upstream").start();
+    proxy.wait_until_checked();
+    redis.client().command(&["ACL", "SETUSER", "proxy", "-exec"]);
+    redis.client().command(&["CLIENT", "KILL", "USER", "proxy"]);
+    wait_until("the refusal", BOUND, || {
+        proxy.logs().iter().any(|line| line.contains("no permissions")).then_some(())
+    });
+    let down = "-MASTERDOWN the upstream Redis is down; nothing was sent\r\n";
+    proxy.client().assert_reply("GET a", down);
+    redis.client().command(&["ACL", "SETUSER", "proxy", "+exec"]);
+    wait_until("the link", BOUND, || {
+        (proxy.client().command(&["GET", "a"]) == Reply::Nothing).then_some(())
+    });
 }

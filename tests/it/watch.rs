@@ -277,6 +277,13 @@ fn many_short_watches_open_few_connections_and_pipelines_none() {
     }
     let sent = batches() - batches_before;
     assert!((300.0..310.0).contains(&sent), "{sent} batches");
+    // That is what the same commands cost without MULTI and EXEC.
+    let batches_before = batches();
+    for number in 0..300 {
+        client.pipeline(&block(&number.to_string())[1..3]);
+    }
+    let plain = batches() - batches_before;
+    assert!((sent - plain).abs() < 10.0, "{sent} batches with MULTI and EXEC, {plain} without");
     assert_eq!(info(&mut store, "total_connections_received"), before);
     for number in 0..1000 {
         client.command(&["WATCH", "user:1"]);
@@ -416,5 +423,18 @@ fn the_connection_can_be_asked_about_inside_a_transaction() {
         client.assert_reply("MULTI", "+OK\r\n");
         client.assert_reply_starts(line, "-ERR ");
         client.assert_reply_starts("EXEC", "-EXECABORT");
+    }
+}
+
+#[test]
+fn a_protocol_error_is_answered_behind_what_the_private_link_owes() {
+    let setup = Setup::servers_with(Proxy::options().config(OPEN));
+    for (request, first) in
+        [("WATCH user:1", "+OK\r\n"), ("BLPOP none 0.1", "*-1\r\n"), ("GET none", "$-1\r\n")]
+    {
+        let mut client = setup.proxy.client();
+        client.send([words(request), b"*1\r\n*1\r\n".to_vec()].concat());
+        let rest = "-ERR Protocol error: expected '$', got '*'\r\n";
+        assert_eq!(String::from_utf8_lossy(&client.read_to_close()), format!("{first}{rest}"));
     }
 }

@@ -1,10 +1,10 @@
 //! What becomes of a watched transaction when a link or a process dies at each of its steps.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::private::{setup_with, words};
 use crate::support::client::{Client, Reply};
-use crate::support::fake_upstream::{FakeLink, FakeUpstream};
+use crate::support::fake_upstream::{FakeLink, FakeUpstream, IDENTITY};
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::setup::Setup;
 use crate::support::wait_until;
@@ -43,9 +43,7 @@ impl Scene {
         setup.wait_for_tables();
         let mut client = setup.proxy.client();
         client.send(words("WATCH user:1"));
-        let mut link = upstream.accept_silently();
-        link.expect("CLIENT ID");
-        link.reply(":9\r\n");
+        let mut link = upstream.accept_private(9);
         // The name is in force before anything that could be executed later.
         assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
         link.expect("WATCH user:1");
@@ -236,6 +234,81 @@ fn a_redis_that_is_killed_between_watch_and_exec_ends_the_client() {
         let mut client = setup.proxy.client();
         (client.command(&["EXISTS", "user:1"]) == Reply::Integer(0)).then_some(())
     });
+    assert_eq!(setup.history_count(), 0);
+}
+
+#[test]
+fn an_exec_that_is_never_answered_ends_its_link_in_time_and_is_read_back() {
+    let Scene { upstream, mut lane, mut link, setup, mut client } = Scene::new(Proxy::options());
+    // What waits for others waits on.
+    let mut blocked = setup.proxy.client();
+    blocked.send(words("BLPOP list 0"));
+    let mut blocking = upstream.accept_private(10);
+    blocking.expect("BLPOP list 0");
+    let start = Instant::now();
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    let waited = start.elapsed();
+    assert!(waited < Duration::from_secs(4), "{waited:?} with an upstream_timeout of 2 s");
+    assert_eq!(link.read_to_close(), b"");
+    lane.expect("CLIENT KILL ID 9");
+    lane.reply(":1\r\n");
+    read_back(&mut lane, &["user:1", "user:2", "user:1"]);
+    wait_for_doubts(&setup, 0.0);
+    assert_recorded(&setup, &["RECOVER", "RECOVER", "RECOVER"]);
+    client.assert_reply("PING", "+PONG\r\n");
+    blocking.reply("*2\r\n$4\r\nlist\r\n$1\r\na\r\n");
+    assert_eq!(blocked.reply().items().len(), 2);
+}
+
+/// At the other Redis an absent profile would be taken for a deleted one, and the id of the link is
+/// somebody else's.
+#[test]
+fn a_transaction_that_was_sent_to_another_redis_than_the_lanes_is_not_looked_for() {
+    let options = Proxy::options().expects_log("lost the upstream");
+    let Scene { upstream, lane, mut link, setup, mut client } = Scene::new(options);
+    lane.close();
+    let mut lane = upstream.accept_as("run_id:other");
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    assert_eq!(link.read_to_close(), b"");
+    wait_for_doubts(&setup, 0.0);
+    lane.assert_quiet(4 * PAUSE);
+    assert_eq!(setup.history_count(), 0);
+    client.assert_reply("PING", "+PONG\r\n");
+}
+
+#[test]
+fn an_exec_that_another_redis_than_the_lanes_has_answered_is_of_unknown_outcome() {
+    let options = Proxy::options().expects_log("lost the upstream");
+    let Scene { upstream, lane, mut link, setup, mut client } = Scene::new(options);
+    lane.close();
+    wait_until("the loss of the lane", BOUND, || {
+        let up = setup.proxy.metrics().sum("profile_proxy_upstream_up", &[]);
+        (up < 0.5).then_some(())
+    });
+    link.reply(EXECUTED);
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    let mut lane = upstream.accept_as("run_id:other");
+    wait_for_doubts(&setup, 0.0);
+    lane.assert_quiet(4 * PAUSE);
+    assert_eq!(setup.history_count(), 0);
+}
+
+/// The same process in another role is another epoch: what was sent in the last one is not looked
+/// at in this.
+#[test]
+fn an_exec_that_is_answered_in_the_next_epoch_is_of_unknown_outcome() {
+    let options = Proxy::options().expects_log("lost the upstream");
+    let Scene { upstream, lane, mut link, setup, mut client } = Scene::new(options);
+    lane.close();
+    let mut lane = upstream.accept_as(&format!("{IDENTITY}\r\nrole:slave"));
+    wait_until("the new lane", BOUND, || {
+        let links = setup.proxy.metrics().sum("profile_proxy_upstream_links_total", &[]);
+        (links > 1.5).then_some(())
+    });
+    link.reply(EXECUTED);
+    assert_eq!(client.reply(), Reply::Error(UNKNOWN.into()));
+    wait_for_doubts(&setup, 0.0);
+    lane.assert_quiet(4 * PAUSE);
     assert_eq!(setup.history_count(), 0);
 }
 

@@ -20,6 +20,7 @@ use super::redis::{Redis, pairs};
 use super::schedule::{Deed, Persistence, Schedule};
 use super::story::{Fields, Profile, Row, Sample};
 use super::world::World;
+use crate::admin::Admin;
 use crate::app::worker::{Leftover, Worker};
 use crate::app::{QUESTIONS_MAX, Stops};
 use crate::auth::{Auth, UserConfig};
@@ -187,10 +188,21 @@ impl Rig {
             status: Arc::clone(&status),
             metrics: Arc::clone(&metrics),
         }));
-        let leftover = Leftover { next_ticket, in_doubt, questions, replaced: status.replaced() };
-        let (schema, started, delivered) = (Rc::new(schema), Instant::now(), status);
+        // Nobody asks for a history here.
+        let (history_questions, _) = mpsc::channel(1);
+        let replaced = status.replaced();
+        let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
+        let admin = Arc::new(Admin {
+            metrics: Arc::clone(&metrics),
+            journal: opened.journal.clone(),
+            sink: status,
+            draining: false.into(),
+            undelivered: false.into(),
+        });
+        let sink = database.label();
+        let (schema, started) = (Rc::new(schema), Instant::now());
         let worker =
-            Worker { config, schema, auth, metrics, stops: stops.clone(), started, delivered };
+            Worker { config, schema, auth, metrics, stops: stops.clone(), started, admin, sink };
         let listener = Listener::Memory(TokioMutex::new(streams));
         let whole = async {
             let ledger = worker.carry(listener, opened, leftover, None).await;

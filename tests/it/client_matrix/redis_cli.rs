@@ -124,6 +124,45 @@ fn redis_cli_in_a_terminal_has_its_help_and_outlives_a_restart_of_the_proxy() {
 }
 
 #[test]
+fn redis_cli_subscribes_in_both_protocols_and_goes_on_after_it() {
+    let setup = servers();
+    for (options, confirmed, message) in [
+        (&["--no-raw"][..], "1) \"subscribe\"", "1) \"message\""),
+        (&["--no-raw", "-3"], "1) \"subscribe\"", "1) \"message\""),
+    ] {
+        let mut command = redis_cli(&setup);
+        command.args(options).args(["SUBSCRIBE", "news"]).stdout(Stdio::piped());
+        let mut subscriber = command.spawn().expect("redis-cli runs");
+        let stdout = subscriber.stdout.take().expect("a piped stdout");
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        lines.find(|line| line.ends_with(confirmed)).expect("the subscription");
+        assert_eq!(run(&setup, &["PUBLISH", "news", "hello"]), "1\n");
+        lines.find(|line| line.ends_with(message)).expect("the message");
+        assert_eq!(lines.next().as_deref(), Some("2) \"news\""));
+        assert_eq!(lines.next().as_deref(), Some("3) \"hello\""));
+        let _ = subscriber.kill();
+        let _ = subscriber.wait();
+        wait_until("nobody is subscribed", STEP_BOUND, || {
+            (run(&setup, &["PUBSUB", "NUMSUB", "news"]) == "news\n0\n").then_some(())
+        });
+    }
+    let mut session = Session::start(&setup);
+    session.wait_for_prompt(&format!("127.0.0.1:{}> ", setup.proxy.port()));
+    session.ask("HSET user:1 username ann", "(integer) 1");
+    session.shown.lock().expect("the text").clear();
+    writeln!(session.stdin, "SUBSCRIBE news").expect("redis-cli reads");
+    wait_until("the subscription in the terminal", STEP_BOUND, || {
+        let shown = session.shown.lock().expect("the text");
+        shown.contains("3) (integer) 1").then_some(())
+    });
+    assert_eq!(run(&setup, &["PUBLISH", "news", "to the terminal"]), "1\n");
+    wait_until("the message in the terminal", STEP_BOUND, || {
+        let shown = session.shown.lock().expect("the text");
+        shown.contains("3) \"to the terminal\"").then_some(())
+    });
+}
+
+#[test]
 fn redis_cli_walks_the_keys() {
     let setup = servers();
     let mut redis = setup.store_client();

@@ -122,6 +122,14 @@ impl Client {
         Ok(Client { stream, buffer: Vec::new(), start: 0 })
     }
 
+    /// Tells whether nothing comes for so long; what comes is kept.
+    pub(crate) fn is_silent_for(&mut self, bound: Duration) -> bool {
+        self.stream.set_read_timeout(Some(bound)).expect("a connection that is open");
+        let heard = self.start < self.buffer.len() || self.fill().is_ok();
+        self.stream.set_read_timeout(Some(IO_BOUND)).expect("a connection that is open");
+        !heard
+    }
+
     /// Sends bytes as they are.
     #[track_caller]
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {

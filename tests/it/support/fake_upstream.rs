@@ -50,18 +50,40 @@ impl FakeUpstream {
         })
     }
 
-    /// Waits for the next connection of the proxy and answers its handshake.
+    /// Waits for the next connection of the proxy and answers its handshake. One that begins with
+    /// PING is not meant: it only asks whether a silent upstream is busy, and gets no answer.
     #[track_caller]
     pub(crate) fn accept(&self) -> FakeLink {
+        self.accept_as(IDENTITY)
+    }
+
+    /// The same for another Redis, or another life of one: these are lines of its INFO.
+    #[track_caller]
+    pub(crate) fn accept_as(&self, identity: &str) -> FakeLink {
         let mut link = self.accept_silently();
+        let mut first = true;
         loop {
             let request = link.request();
+            if std::mem::take(&mut first) && request == [b"PING"] {
+                return self.accept();
+            }
             let last = is_last_of_handshake(&request);
-            link.reply(handshake_reply(&request));
+            link.reply(handshake_reply_as(&request, identity));
             if last {
                 return link;
             }
         }
+    }
+
+    /// Waits for the next private connection and answers its handshake: it has this id.
+    #[track_caller]
+    pub(crate) fn accept_private(&self, id: u64) -> FakeLink {
+        let mut link = self.accept_silently();
+        link.expect("CLIENT ID");
+        link.reply(format!(":{id}\r\n"));
+        let request = link.request();
+        link.reply(handshake_reply(&request));
+        link
     }
 
     /// Waits for the next connection of the proxy and answers nothing.
@@ -174,16 +196,25 @@ impl FakeLink {
     }
 }
 
+/// The lines of INFO that tell one Redis from another.
+pub(crate) const IDENTITY: &str = "run_id:0123456789012345678901234567890123456789";
+
 /// What Redis 7.0.15 says to the requests with which the proxy introduces itself.
 pub(crate) fn handshake_reply(request: &[Vec<u8>]) -> Vec<u8> {
+    handshake_reply_as(request, IDENTITY)
+}
+
+fn handshake_reply_as(request: &[Vec<u8>], identity: &str) -> Vec<u8> {
     let word = |index: usize| request.get(index).map_or(vec![], |word| word.to_ascii_uppercase());
-    let info = "redis_version:7.0.15\r\nrun_id:0123456789012345678901234567890123456789\r\n";
+    let info = format!("redis_version:7.0.15\r\n{identity}\r\n");
     match (word(0).as_slice(), word(1).as_slice()) {
         (b"AUTH" | b"SELECT", _) | (b"CLIENT", b"SETNAME") => b"+OK\r\n".to_vec(),
         (b"HELLO", _) => b"*2\r\n$5\r\nproto\r\n:2\r\n".to_vec(),
         (b"INFO", _) => format!("${}\r\n{info}\r\n", info.len()).into_bytes(),
         (b"DBSIZE", _) => b":0\r\n".to_vec(),
         (b"PING", _) => b"+PONG\r\n".to_vec(),
+        (b"MULTI", _) => b"+OK\r\n".to_vec(),
+        (b"EXEC", _) => b"*0\r\n".to_vec(),
         (b"CLIENT", b"ID") => b":7\r\n".to_vec(),
         (b"CLIENT", b"LIST") => b"$0\r\n\r\n".to_vec(),
         _ => panic!("not a request of the handshake: {}", shown(&request.concat())),

@@ -7,6 +7,7 @@
 pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod fake_upstream;
+pub(crate) mod held;
 pub(crate) mod load;
 pub(crate) mod metrics_text;
 pub(crate) mod pipelines;

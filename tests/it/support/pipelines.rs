@@ -17,6 +17,8 @@ pub(crate) enum Answer {
     Random,
     /// Equal but for the connection's id.
     Hello,
+    /// EXEC: each element as the reply to its command would be compared.
+    Exec,
     /// Nothing comes back (an empty request).
     None,
 }
@@ -226,6 +228,25 @@ const RANDOM: &[&str] = &["HRANDFIELD P", "HRANDFIELD P -3", "HRANDFIELD H 2", "
 
 const HELLO: &[&str] = &["HELLO", "HELLO 2", "HELLO 3", "HELLO 4", "HELLO abc", "HELLO 3 FOO"];
 
+/// MULTI and its kin; which of them come when is left to chance, but for an EXEC sooner or later.
+const TRANSACTIONS: &[&str] = &[
+    "MULTI",
+    "MULTI",
+    "MULTI",
+    "EXEC",
+    "DISCARD",
+    "WATCH P K",
+    "WATCH P P",
+    "WATCH K",
+    "UNWATCH",
+    "EXEC v",
+    "WATCH",
+    "MULTI v",
+];
+
+/// What the proxy refuses inside a transaction and Redis does not (README, "Commands").
+const REFUSED_INSIDE: &[&[u8]] = &[b"AUTH", b"SELECT", b"HELLO"];
+
 /// What ends a connection: bytes that are no request, in the form in which they come.
 const BROKEN: &[&[u8]] = &[
     b"*abc\r\n",
@@ -249,6 +270,8 @@ pub(crate) struct Pipelines {
     random: Random,
     number: u64,
     now: u64,
+    /// MULTI was sent, and neither EXEC nor DISCARD.
+    open: bool,
 }
 
 impl Pipelines {
@@ -256,7 +279,7 @@ impl Pipelines {
     pub(crate) fn new(seed: u64, number: u64) -> Pipelines {
         let random = Random::seeded(seed.wrapping_mul(31).wrapping_add(number));
         let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        Pipelines { random, number, now }
+        Pipelines { random, number, now, open: false }
     }
 
     /// Between 1 and 40 commands.
@@ -267,11 +290,15 @@ impl Pipelines {
 
     /// Now and then, bytes with which a connection ends.
     pub(crate) fn maybe_broken(&mut self) -> Option<&'static [u8]> {
-        (self.random.below(8) == 0).then(|| self.pick(BROKEN))
+        let broken = (self.random.below(8) == 0).then(|| self.pick(BROKEN));
+        self.open &= broken.is_none();
+        broken
     }
 
     fn next_command(&mut self) -> Command {
-        let (template, answer) = match self.random.below(100) {
+        let (template, answer) = match self.random.below(108) {
+            _ if self.open && self.random.below(6) == 0 => ("EXEC", Answer::Exec),
+            100.. => (self.pick(TRANSACTIONS), Answer::Exact),
             0..76 => (self.pick(EXACT), Answer::Exact),
             76..87 => (self.pick(UNORDERED), Answer::Unordered),
             87..94 => (self.pick(TIMES), Answer::Time),
@@ -279,7 +306,17 @@ impl Pipelines {
             96 => (self.pick(HELLO), Answer::Hello),
             _ => return self.empty(),
         };
+        let answer = if template == "EXEC" { Answer::Exec } else { answer };
         let mut words: Vec<Vec<u8>> = template.split(' ').map(|word| self.word(word)).collect();
+        if self.open && REFUSED_INSIDE.contains(&words[0].as_slice()) {
+            return self.empty();
+        }
+        match template {
+            "MULTI" => self.open = true,
+            // One with an argument ends the transaction as well.
+            "EXEC" | "EXEC v" | "DISCARD" => self.open = false,
+            _ => {}
+        }
         // Now and then one word too few; one too many could be a key of another type.
         if self.random.below(40) == 0 && answer == Answer::Exact && words.len() > 2 {
             words.pop();

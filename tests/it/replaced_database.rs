@@ -1,0 +1,162 @@
+//! The database is made anew under a running proxy, while writes are on their way. Profiles are
+//! recorded in it from Redis, and what was sent before must not be taken for older than it is.
+
+use std::time::Duration;
+
+use crate::private::words;
+use crate::support::client::{Client, Reply, encode};
+use crate::support::fake_upstream::{FakeLink, FakeUpstream};
+use crate::support::postgres::Postgres;
+use crate::support::proxy::Proxy;
+use crate::support::setup::Setup;
+use crate::support::wait_until;
+
+const BOUND: Duration = Duration::from_secs(20);
+/// The checks would begin at once.
+const PAUSE: Duration = Duration::from_millis(700);
+const UNKNOWN: &str = "ERR the connection to the upstream was lost, outcome unknown";
+const CONFIG: &str = r#"
+upstream_timeout = "20s"
+[journal]
+segment_bytes_max = "1MiB"
+[[profile]]
+name = "user"
+key = "user:{id}"
+unknown_fields = "allow"
+"#;
+
+struct Scene {
+    upstream: FakeUpstream,
+    lane: FakeLink,
+    setup: Setup,
+    client: Client,
+}
+
+impl Scene {
+    /// A journal that has let go of what the database has.
+    fn new() -> Scene {
+        let (upstream, postgres) = (FakeUpstream::start(), Postgres::start());
+        let options = Proxy::options().config(CONFIG).database(postgres.url());
+        let options = options.expects_log("the database is").allows_log("database lost");
+        let options = options.allows_log("lost the upstream").allows_log("in doubt");
+        let options = options.allows_log("profiles cannot be looked up");
+        let (proxy, mut lane) = upstream.start_proxy(options);
+        let setup = Setup { proxy, redis: None, postgres: Some(postgres) };
+        setup.wait_for_tables();
+        let mut client = setup.proxy.client();
+        let large = "x".repeat(100_000);
+        let mut write = |number: usize| {
+            client.send(encode(&["HSET", &format!("user:a{number}"), "large", &large]));
+            lane.request();
+            lane.reply(":1\r\n");
+            assert_eq!(client.reply(), Reply::Integer(1));
+        };
+        (0..40).for_each(&mut write);
+        setup.wait_for_history(40);
+        // What is delivered leaves the journal about a second later.
+        std::thread::sleep(Duration::from_millis(2500));
+        write(40);
+        setup.wait_for_history(41);
+        Scene { upstream, lane, setup, client }
+    }
+
+    /// The tables are gone, and the proxy has noticed.
+    fn replace_database(&self) {
+        self.setup.query("drop schema profile_proxy cascade");
+        wait_until("the other database to be noticed", BOUND, || {
+            let lines = self.setup.proxy.logs();
+            lines.iter().any(|line| line.contains("is another one than before")).then_some(())
+        });
+    }
+}
+
+const PROTOCOL_3: &str = "*2\r\n$5\r\nproto\r\n:3\r\n";
+
+#[test]
+fn profiles_are_not_recorded_before_a_transaction_on_a_private_link_has_come_back() {
+    let mut scene = Scene::new();
+    scene.client.send(words("WATCH user:1"));
+    let mut link = scene.upstream.accept_private(9);
+    link.request();
+    link.expect("WATCH user:1");
+    link.reply("+OK\r\n+OK\r\n");
+    scene.client.reply();
+    scene.client.send([words("MULTI"), words("HSET user:1 a 1"), words("EXEC")].concat());
+    ["MULTI", "HSET user:1 a 1", "EXEC"].iter().for_each(|line| link.expect(line));
+    scene.replace_database();
+    scene.lane.assert_quiet(PAUSE);
+    link.reply("+OK\r\n+QUEUED\r\n*1\r\n:1\r\n");
+    scene.lane.expect("HGETALL user:1");
+    scene.lane.expect("PEXPIRETIME user:1");
+    // What is asked behind this has seen it.
+    for line in ["PING", "HELLO 3", "PING"] {
+        scene.lane.expect(line);
+    }
+    scene.lane.assert_quiet(PAUSE);
+    scene.lane.reply("*2\r\n$1\r\na\r\n$1\r\n1\r\n:-1\r\n");
+    for told in ["+OK\r\n", "+QUEUED\r\n", "*1\r\n:1\r\n"] {
+        assert_eq!(scene.client.reply_bytes(), told.as_bytes());
+    }
+}
+
+/// Behind the answer to one PING alone what waits in the other protocol could still come.
+#[test]
+fn profiles_are_not_recorded_before_the_writes_of_both_protocols_have_come_back() {
+    let mut scene = Scene::new();
+    // As much as no socket takes: what comes now waits in the proxy.
+    let large = "x".repeat(1 << 20);
+    let sets: Vec<_> = (0..24).map(|_| encode(&["SET", "other", &large])).collect();
+    scene.client.send(sets.concat());
+    let mut newer = scene.setup.proxy.client();
+    newer.send(words("HELLO 3"));
+    newer.reply();
+    newer.send(words("HSET user:1 a 1"));
+    scene.replace_database();
+    for _ in 0..24 {
+        assert_eq!(scene.lane.request()[0], b"SET");
+        scene.lane.reply("+OK\r\n");
+    }
+    scene.lane.expect("PING");
+    scene.lane.reply("+PONG\r\n");
+    scene.lane.expect("HELLO 3");
+    scene.lane.reply(PROTOCOL_3);
+    scene.lane.expect("HSET user:1 a 1");
+    scene.lane.expect("PING");
+    scene.lane.assert_quiet(PAUSE);
+    scene.lane.reply(":1\r\n+PONG\r\n");
+    assert_eq!(newer.reply(), Reply::Integer(1));
+    // And now they are.
+    scene.lane.expect("HELLO 2");
+    assert!(scene.lane.request_line().starts_with("HGETALL user:"));
+}
+
+/// What the flush may have removed must not be brought back.
+#[test]
+fn profiles_are_not_recorded_while_a_flush_is_in_doubt() {
+    let mut scene = Scene::new();
+    scene.client.send(words("FLUSHALL"));
+    scene.lane.expect("FLUSHALL");
+    // A Redis that owes a reply for so long is sent nothing more.
+    scene.replace_database();
+    scene.lane.close();
+    assert_eq!(scene.client.reply(), Reply::Error(UNKNOWN.into()));
+    let mut lane = scene.upstream.accept();
+    assert_eq!(lane.request()[0], b"EVAL");
+    lane.assert_quiet(PAUSE);
+    lane.reply(":0\r\n");
+    for (line, reply) in [("PING", "+PONG\r\n"), ("HELLO 3", PROTOCOL_3), ("PING", "+PONG\r\n")] {
+        lane.expect(line);
+        lane.reply(reply);
+    }
+    // The flush counts now: whatever is looked at is gone.
+    lane.expect("HELLO 2");
+    lane.reply("*2\r\n$5\r\nproto\r\n:2\r\n");
+    let line = lane.request_line();
+    assert!(line.starts_with("SCAN ") || line.starts_with("HGETALL "), "{line}");
+    scene.setup.wait_for_tables();
+    wait_until("the flush in the history", BOUND, || {
+        let commands = scene.setup.query("select key from {}history where key = '*'");
+        (commands.len() == 1).then_some(())
+    });
+    assert!(scene.setup.database_profiles().is_empty());
+}
