@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test faults check fuzz bench bench-durability instructions test-needs check-compose run
+.PHONY: help test faults simulation check fuzz bench bench-durability instructions test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -8,16 +8,20 @@ help: ## list these commands
 
 test: test-needs ## install what the tests need, then run all of them
 	cargo test
-	cargo bench --bench bench-durability instructions
+	cargo bench --bench instructions
 
 instructions: test-needs ## compare the instructions of fixed workloads with benches/instructions.txt
-	cargo bench --bench bench-durability instructions
+	cargo bench --bench instructions
 
 SCHEDULES ?= 20
 SECONDS ?= 240
 faults: test-needs ## accidents under load: SCHEDULES=20 SECONDS=240 SEED=number REDIS=kept|wiped|stale|any
 	@FAULT_SCHEDULES=$(SCHEDULES) FAULT_SECONDS=$(SECONDS) FAULT_SEED=$(SEED) FAULT_REDIS=$(REDIS) \
 		cargo test --test it faults::the_contract_holds_under_random_faults -- --nocapture
+
+simulation: ## the whole proxy in a simulated world: SECONDS=240, or SEED=number for one run
+	@SIMULATION_SECONDS=$(SECONDS) SIMULATION_SEED=$(SEED) \
+		cargo test --lib app::tests::the_contract_holds_in_every_simulated_run -- --nocapture
 
 check: ## formatting and lints, as in .ci/run
 	@cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }

@@ -35,6 +35,8 @@ pub mod metrics;
 
 pub mod guards;
 
+pub mod outside;
+
 pub mod backoff;
 
 pub mod config;

@@ -2,21 +2,20 @@
 
 use std::{
     cell::RefCell,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     task::spawn_local,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{AppError, Stops};
+use super::Stops;
 use crate::{
     admin::Admin,
     auth::Auth,
@@ -30,6 +29,7 @@ use crate::{
     hydrate::{EpochFile, HistoryQuestion, Question},
     journal::{self, Opened},
     metrics::Metrics,
+    outside::Listener,
     resp,
     schema::Schema,
     server,
@@ -87,14 +87,11 @@ impl Worker<'_> {
     /// Carries commands until a signal, and hands the journal's writer back.
     pub(super) async fn carry(
         self,
-        listener: StdListener,
+        listener: Listener,
         opened: Opened,
         leftover: Leftover,
         embedded: Option<Engine>,
-    ) -> Result<Rc<RefCell<Ledger>>, AppError> {
-        let system = |what: &str, source| AppError::System { what: what.to_owned(), source };
-        let listener = TcpListener::from_std(listener)
-            .map_err(|source| system("serve the port for clients", source))?;
+    ) -> Rc<RefCell<Ledger>> {
         let journal = opened.journal;
         let file = EpochFile::in_folder(&self.config.data_dir);
         // Tickets tell to which epoch a write belongs, so they never start over.
@@ -187,7 +184,7 @@ impl Worker<'_> {
         }
         server::serve(listener, proxy, limits(self.config), draining, hurry).await;
         ended.cancel();
-        Ok(ledger)
+        ledger
     }
 }
 

@@ -9,7 +9,8 @@ use tracing::warn;
 
 use super::{
     info::join,
-    outcome::{Outcome, explained, now_ms},
+    now_ms,
+    outcome::{Outcome, explained},
     slot::{Capture, Part, WriteSlot, take_note},
 };
 use crate::{

@@ -3,12 +3,11 @@
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
-    os::fd::AsRawFd,
     rc::Rc,
     time::Instant,
 };
 
-use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
+use tokio::sync::Notify;
 
 use super::{
     arrival::{Arrivals, Behind, Run},
@@ -22,6 +21,7 @@ use super::{
 use crate::{
     auth::Identity,
     journal::Sequence,
+    outside::{WriteHalf, descriptor},
     resp::{Protocol, ReplyWriter},
 };
 
@@ -109,7 +109,7 @@ pub struct Client {
     /// Where the clock stood when the client last said or took something.
     active_at: Cell<u64>,
     outbox: RefCell<Outbox>,
-    socket: OwnedWriteHalf,
+    socket: WriteHalf,
     in_flight: Cell<u32>,
     /// Replies of the lane that have come.
     received: Cell<u64>,
@@ -150,7 +150,7 @@ impl Client {
         id: u64,
         peer: SocketAddr,
         local: SocketAddr,
-        socket: OwnedWriteHalf,
+        socket: WriteHalf,
         clock: &Clock,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -195,7 +195,7 @@ impl Client {
 
     /// Returns the number of the socket's descriptor, for `CLIENT LIST`.
     pub(super) fn descriptor(&self) -> i32 {
-        self.socket.as_ref().as_raw_fd()
+        descriptor(&self.socket)
     }
 
     /// Returns how many replies the lane owes this client.

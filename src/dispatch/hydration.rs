@@ -7,7 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::BTreeMap,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -74,7 +74,7 @@ struct State {
     /// Redis held no keys at all when the epoch began, so it need not be asked about a profile.
     empty: bool,
     /// The profiles that are being checked, and who waits for each.
-    loads: HashMap<Vec<u8>, Vec<Rc<Gate>>>,
+    loads: BTreeMap<Vec<u8>, Vec<Rc<Gate>>>,
 }
 
 /// What [`Hydration`] is made of.
@@ -137,7 +137,7 @@ impl Hydration {
                 begun: false,
                 appended: None,
                 empty: false,
-                loads: HashMap::new(),
+                loads: BTreeMap::new(),
             }),
         })
     }

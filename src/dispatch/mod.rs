@@ -56,7 +56,7 @@ pub use info::{About, Standing};
 pub use late::Late;
 pub use ledger::{InDoubt, Ledger};
 pub use memory::Memory;
-pub use outcome::{Outcome, now_ms};
+pub use outcome::Outcome;
 pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
@@ -67,6 +67,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use serde::Deserialize;
 
+pub use crate::outside::now_ms;
 use crate::{
     auth::{Auth, CostlyCheck},
     command::{self, Refusal, Route, Spec},

@@ -4,12 +4,7 @@
 //! to the journal in one write, and only then are the outboxes let go. When that write fails, the
 //! outboxes are wound back and each of those commands is told that its outcome is unknown.
 
-use std::{
-    borrow::Cow,
-    cell::RefCell,
-    rc::Rc,
-    time::{Instant, SystemTime},
-};
+use std::{borrow::Cow, cell::RefCell, rc::Rc, time::Instant};
 
 use tokio::sync::Notify;
 use tracing::error;
@@ -276,8 +271,10 @@ impl Outcome {
 impl Receiver for Outcome {
     type Slot = Slot;
 
-    fn may_send(&mut self, _batch: &Batch<Slot>) -> bool {
-        self.ledger.borrow_mut().commit_intents().is_ok()
+    fn may_send(&mut self, batch: &Batch<Slot>) -> bool {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.commit_intents().is_ok()
+            && !batch.slots.iter().filter_map(Slot::ticket).any(|ticket| ledger.has_lost(ticket))
     }
 
     fn replies(&mut self, slot: &Slot, notes: &[u8], bytes: &[u8], count: u32) {
@@ -470,12 +467,6 @@ impl Receiver for Outcome {
             self.ask_for_doubts(batch);
         }
     }
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Names the reason in the refusal of EXEC. The client's commands were queued before it arose, at

@@ -232,6 +232,20 @@ pub struct Look {
     pub awaited: bool,
 }
 
+impl Slot {
+    /// Returns the first ticket of the writes in it.
+    pub(super) fn ticket(&self) -> Option<u64> {
+        match self {
+            Self::Write { write, .. } => Some(write.ticket),
+            Self::Transaction { parts, .. } => parts.iter().find_map(|part| match part {
+                Part::Write(write) => Some(write.ticket),
+                _ => None,
+            }),
+            _ => None,
+        }
+    }
+}
+
 impl upstream::Slot for Slot {
     fn client(&self) -> Option<u64> {
         match self {

@@ -5,13 +5,12 @@
 //! checked. It runs a bounded number of checks at a time and per second; clients' own touches do
 //! not wait for it.
 
-use std::{
-    collections::VecDeque,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -39,7 +38,7 @@ pub async fn warm_up(hydration: Rc<Hydration>, ended: CancellationToken) {
             let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
             while !hydration.is_trusted() {
                 let generation = hydration.generation();
-                match Pass::new(&hydration).run().await {
+                match Pass::new(&hydration, generation).run().await {
                     Ok(()) => {
                         hydration.settle(generation);
                     }
@@ -55,6 +54,8 @@ pub async fn warm_up(hydration: Rc<Hydration>, ended: CancellationToken) {
 /// One walk over all profiles.
 struct Pass<'a> {
     hydration: &'a Rc<Hydration>,
+    /// The round of checks that it belongs to.
+    generation: u64,
     running: VecDeque<Rc<Gate>>,
     started: Instant,
     begun: u64,
@@ -62,9 +63,9 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(hydration: &'a Rc<Hydration>) -> Self {
+    fn new(hydration: &'a Rc<Hydration>, generation: u64) -> Self {
         let (started, told) = (Instant::now(), Instant::now());
-        Self { hydration, running: VecDeque::new(), started, begun: 0, told }
+        Self { hydration, generation, running: VecDeque::new(), started, begun: 0, told }
     }
 
     async fn run(mut self) -> Result<(), CommandError> {
@@ -125,6 +126,10 @@ impl<'a> Pass<'a> {
 
     /// Has one profile checked unless it was, when it is its turn.
     async fn check(&mut self, key: &[u8], known: Option<Known>) -> Result<(), CommandError> {
+        // What a page of an earlier epoch says may be older than what was written since.
+        if self.hydration.generation() != self.generation {
+            return Err(CommandError::UpstreamDown);
+        }
         let Some(gate) = self.hydration.warm(key, known) else { return Ok(()) };
         self.running.push_back(gate);
         if self.running.len() >= LOADS_MAX

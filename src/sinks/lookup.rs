@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -24,6 +23,7 @@ use super::{Config, Status};
 use crate::guards::Guard;
 use crate::hydrate::{Away, Known, Page, PageMark, Question};
 use crate::journal::Journal;
+use crate::outside;
 
 /// Questions that are answered together.
 const QUESTIONS_MAX: usize = 256;
@@ -40,6 +40,8 @@ pub struct Lookup {
     status: Arc<Status>,
     timeout: Duration,
     overlay: Option<Overlay>,
+    /// What the rows must have: everything that the overlay does not.
+    rows_to: u64,
     overlay_from: Instant,
     away: bool,
 }
@@ -65,6 +67,7 @@ impl Lookup {
             status,
             timeout: config.timeout,
             overlay: None,
+            rows_to: 0,
             overlay_from: Instant::now(),
             away: false,
         }
@@ -154,6 +157,7 @@ impl Lookup {
     async fn lay(&mut self, delivered: u64, appended: u64) -> Result<(), SinkError> {
         if delivered >= appended {
             self.overlay = None;
+            self.rows_to = appended;
             return Ok(());
         }
         // A database that was set back has a cursor before the overlay: it lacks what was delivered
@@ -167,10 +171,11 @@ impl Lookup {
             return Err(SinkError::plain(FailureClass::Connection, "overlay"));
         }
         let journal = self.journal.clone();
-        let read = spawn_blocking(move || Overlay::read(&journal, delivered, appended)).await;
+        let read = outside::blocking(move || Overlay::read(&journal, delivered, appended)).await;
         match read {
             Ok(Ok(overlay)) => {
                 debug!(records = appended - delivered, "pending changes read");
+                self.rows_to = overlay.from;
                 self.overlay = Some(overlay);
                 Ok(())
             }
@@ -224,6 +229,11 @@ impl Lookup {
     ) -> Result<(Vec<StoredRow>, Vec<Letter>), SinkError> {
         self.rows.connect(self.timeout).await?;
         let reading = async {
+            // A database that was set back lacks what was delivered, which the delivery finds out
+            // later. What is read on one connection is of one state, and the cursor comes first.
+            if self.rows.cursor(self.journal.source()).await? < self.rows_to {
+                return Err(SinkError::plain(FailureClass::Connection, "set back"));
+            }
             let stored = self.rows.read(wanted).await?;
             if self.status.quarantined_keys() == 0 {
                 return Ok((stored, Vec::new()));

@@ -7,7 +7,6 @@ use std::{cell::RefCell, collections::VecDeque, pin::Pin, rc::Rc, sync::Arc, tim
 
 use tokio::{
     io::AsyncReadExt,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
     time::{Instant, Sleep, sleep},
 };
 
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    outside::{ReadHalf, WriteHalf},
     resp::{Framer, Protocol, ReplyKind},
 };
 
@@ -48,8 +48,8 @@ pub(super) struct Flight<S> {
 }
 
 pub(super) struct Link<S> {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf,
+    write: WriteHalf,
     framer: Framer,
     input: Vec<u8>,
     /// Whole replies at the front of the input, and their bytes, for a slot that wants them with

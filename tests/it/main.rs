@@ -24,6 +24,7 @@ mod engine_watch;
 mod expiry_races;
 mod faults;
 mod flush;
+mod guards;
 mod handshakes;
 mod hydrate;
 mod journal_faults;
