@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test faults check fuzz bench instructions test-needs check-compose run
+.PHONY: help test faults simulation check fuzz bench bench-durability instructions test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -19,6 +19,10 @@ faults: test-needs ## accidents under load: SCHEDULES=20 SECONDS=240 SEED=number
 	@FAULT_SCHEDULES=$(SCHEDULES) FAULT_SECONDS=$(SECONDS) FAULT_SEED=$(SEED) FAULT_REDIS=$(REDIS) \
 		cargo test --test it faults::the_contract_holds_under_random_faults -- --nocapture
 
+simulation: ## the whole proxy in a simulated world: SECONDS=240, or SEED=number for one run
+	@SIMULATION_SECONDS=$(SECONDS) SIMULATION_SEED=$(SEED) \
+		cargo test --lib app::tests::the_contract_holds_in_every_simulated_run -- --nocapture
+
 check: ## formatting and lints, as in .ci/run
 	@cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }
 	@cargo clippy --version >/dev/null 2>&1 || { echo "clippy is missing: rustup component add clippy" >&2; exit 1; }
@@ -32,6 +36,10 @@ bench: test-needs ## measure against Redis alone and other proxies; ROUNDS=5 REQ
 		|| echo "$$program is not installed; the Debian package has that name" >&2; done
 	cargo build --release
 	python3 benches/compare.py --rounds $(ROUNDS) --requests $(REQUESTS) --out docs/bench
+
+bench-durability: test-needs ## sync modes, the sink against raw SQL, the start after kill -9; writes docs/durability.md
+	cargo build --release
+	python3 benches/durability.py --out docs/durability.md
 
 FUZZ_SECONDS ?= 600
 

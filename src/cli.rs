@@ -10,11 +10,17 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::{Overrides, mask_passwords},
-    tool::{DeadLetterTool, JournalTool},
+    tool::{DeadLetterTool, JournalTool, TransferTool, VerifyTool},
 };
 
 /// The exit code for a command line or a configuration that is wrong (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
+
+/// The exit code of `verify` when the two sides differ.
+pub const EXIT_DRIFT: u8 = 1;
+
+/// The exit code of `backfill`, `warm` and `verify` when not everything could be seen to.
+pub const EXIT_UNSURE: u8 = 2;
 
 /// Puts a schema, durability and queryable rows behind the user profiles in Redis hashes.
 ///
@@ -47,6 +53,23 @@ enum Word {
     /// Look into the journal, also beside a running proxy and when it is damaged
     #[command(subcommand)]
     Journal(JournalTool),
+    /// Record every profile in Redis that the database has never heard of
+    ///
+    /// Goes through the running proxy and its journal, beside clients that write. It changes
+    /// nothing that the database knows, so it can be stopped and run again at any time: what is
+    /// there already is passed over. Exit code 2: not everything could be seen to.
+    Backfill(TransferTool),
+    /// Bring every profile to Redis that the database has and Redis lacks
+    ///
+    /// Goes through the running proxy, beside clients that write. What Redis has is not changed.
+    /// Exit code 2: not everything could be seen to.
+    Warm(TransferTool),
+    /// Compare Redis and the database, profile by profile, and list what differs
+    ///
+    /// Goes through the running proxy, beside clients that write: what is on its way to the
+    /// database counts as there. Shows keys and names of fields, never values. Exit code 0: no
+    /// drift, or all of it was mended; 1: drift; 2: not everything could be compared.
+    Verify(VerifyTool),
 }
 
 #[derive(Args)]
@@ -117,6 +140,12 @@ pub enum Command {
     DeadLetters(Overrides, DeadLetterTool),
     /// Look into the journal.
     Journal(Overrides, JournalTool),
+    /// Bring existing Redis data to the database.
+    Backfill(Overrides, TransferTool),
+    /// Bring the database to Redis.
+    Warm(Overrides, TransferTool),
+    /// Compare Redis and the database.
+    Verify(Overrides, VerifyTool),
 }
 
 impl Command {
@@ -127,7 +156,10 @@ impl Command {
             Self::Serve(overrides)
             | Self::Check(overrides)
             | Self::DeadLetters(overrides, _)
-            | Self::Journal(overrides, _) => overrides,
+            | Self::Journal(overrides, _)
+            | Self::Backfill(overrides, _)
+            | Self::Warm(overrides, _)
+            | Self::Verify(overrides, _) => overrides,
         }
     }
 }
@@ -167,6 +199,9 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
         Some(Word::Check) => Command::Check(options.into()),
         Some(Word::DeadLetters(tool)) => Command::DeadLetters(options.into(), tool),
         Some(Word::Journal(tool)) => Command::Journal(options.into(), tool),
+        Some(Word::Backfill(tool)) => Command::Backfill(options.into(), tool),
+        Some(Word::Warm(tool)) => Command::Warm(options.into(), tool),
+        Some(Word::Verify(tool)) => Command::Verify(options.into(), tool),
     };
     Ok(Cli { command })
 }
@@ -252,6 +287,9 @@ mod tests {
             "dead-letters retry --sequence x",
             "journal",
             "journal export --from x",
+            "backfill --rate 0",
+            "verify --repair both",
+            "verify --interval x",
             "redis://app:hunter2@h",
             "--upstrem=redis://app:hunter2@h",
             "serve --upstream redis://a:hunter2@h postgres://b:hunter2@h/d",

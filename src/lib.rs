@@ -15,6 +15,8 @@ pub mod auth;
 
 pub mod schema;
 
+pub mod cache;
+
 pub mod upstream;
 
 pub mod hydrate;
@@ -32,6 +34,8 @@ pub mod profile;
 pub mod metrics;
 
 pub mod guards;
+
+pub mod outside;
 
 pub mod backoff;
 

@@ -1,13 +1,16 @@
 //! The program: arguments in, exit code out.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{
+    io::{ErrorKind, IsTerminal},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use profile_proxy::{
     app,
     cli::{self, Command},
     config::{self, Config},
-    tool::{self, Verdict},
+    tool::{self, ProxyTool, ToolError, Verdict},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -41,13 +44,33 @@ fn main() -> ExitCode {
             tool::run_dead_letters(&config, asked).map_err(Into::into)
         }
         Command::Journal(_, asked) => tool::run_journal(&config, asked).map_err(Into::into),
+        Command::Backfill(_, asked) => return go_through(&config, ProxyTool::Backfill(asked)),
+        Command::Warm(_, asked) => return go_through(&config, ProxyTool::Warm(asked)),
+        Command::Verify(_, asked) => return go_through(&config, ProxyTool::Verify(asked)),
     };
     match done {
         Ok(Verdict::Fine) => ExitCode::SUCCESS,
-        Ok(Verdict::Wanting) => ExitCode::FAILURE,
+        Ok(Verdict::Wanting | Verdict::Unsure) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("profile-proxy: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a tool whose exit code tells cron what is wrong from what could not be found out.
+#[expect(clippy::print_stderr, reason = "the command line talks to people")]
+fn go_through(config: &Config, tool: ProxyTool<'_>) -> ExitCode {
+    match tool::run_through_proxy(config, tool) {
+        Ok(Verdict::Fine) => ExitCode::SUCCESS,
+        Ok(Verdict::Wanting) => ExitCode::from(cli::EXIT_DRIFT),
+        Ok(Verdict::Unsure) => ExitCode::from(cli::EXIT_UNSURE),
+        Err(error) => {
+            // Whoever reads the output has seen enough.
+            if !matches!(&error, ToolError::Output(why) if why.kind() == ErrorKind::BrokenPipe) {
+                eprintln!("profile-proxy: {error}");
+            }
+            ExitCode::from(cli::EXIT_UNSURE)
         }
     }
 }

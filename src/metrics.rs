@@ -29,6 +29,16 @@ const ERRORS: [&str; 11] = [
 const LOADS: [&str; 8] =
     ["right", "absent", "other_type", "filled", "overwritten", "deleted", "adopted", "failed"];
 
+/// How Redis and the database can differ about a profile.
+const DRIFTS: [&str; 6] = [
+    "missing_in_redis",
+    "missing_in_database",
+    "deleted_in_database",
+    "fields_differ",
+    "expiry_differs",
+    "other_type",
+];
+
 /// A number that only rises, written by one thread.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -127,6 +137,23 @@ pub struct Metrics {
     /// How long commands wait for their profiles to be checked.
     pub load_wait: Histogram,
     loads: [Counter; LOADS.len()],
+    /// Profiles of which Redis and the database were compared.
+    pub examined: Counter,
+    drifts: [Counter; DRIFTS.len()],
+    /// Reads of profiles that were answered from memory.
+    pub cache_hits: Counter,
+    /// Reads of profiles that could have been, and went to Redis.
+    pub cache_misses: Counter,
+    /// Profiles that had to make room.
+    pub cache_evictions: Counter,
+    /// Keys that Redis has reported as changed, of those that were asked for, and flushes.
+    pub cache_invalidations: Counter,
+    /// Memory of the profiles that are kept, with all that is needed to find them.
+    pub cache_bytes: Gauge,
+    /// Profiles that are kept.
+    pub cache_entries: Gauge,
+    /// Whether reads are answered from memory (1) or not (0).
+    pub cache_on: Gauge,
 }
 
 impl Metrics {
@@ -159,6 +186,15 @@ impl Metrics {
             warmed: Counter::default(),
             load_wait: Histogram::default(),
             loads: Default::default(),
+            examined: Counter::default(),
+            drifts: Default::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            cache_evictions: Counter::default(),
+            cache_invalidations: Counter::default(),
+            cache_bytes: Gauge::default(),
+            cache_entries: Gauge::default(),
+            cache_on: Gauge::default(),
         }
     }
 
@@ -193,6 +229,14 @@ impl Metrics {
     pub fn load(&self, outcome: &str) {
         let index = LOADS.iter().position(|known| *known == outcome);
         if let Some(counter) = index.and_then(|index| self.loads.get(index)) {
+            counter.add(1);
+        }
+    }
+
+    /// Counts a profile of which Redis and the database differ, by how they do.
+    pub fn drift(&self, class: &str) {
+        let index = DRIFTS.iter().position(|known| *known == class);
+        if let Some(counter) = index.and_then(|index| self.drifts.get(index)) {
             counter.add(1);
         }
     }
@@ -243,6 +287,10 @@ impl Metrics {
             ("upstream_batches_total", "Writes to the upstream.", &self.upstream_batches),
             ("epochs_total", "Changes and restarts of Redis that were noticed.", &self.epochs),
             ("warmed_profiles_total", "Profiles checked by the warm-up.", &self.warmed),
+            ("cache_hits_total", "Reads answered from memory.", &self.cache_hits),
+            ("cache_misses_total", "Reads of profiles not in memory.", &self.cache_misses),
+            ("cache_evictions_total", "Profiles that made room.", &self.cache_evictions),
+            ("cache_invalidations_total", "Changes Redis told of.", &self.cache_invalidations),
         ] {
             text.counter(name, help, counter.value());
         }
@@ -252,6 +300,9 @@ impl Metrics {
             ("in_doubt_changes", "Writes whose outcome is unknown.", &self.in_doubt),
             ("checking", "Whether profiles are checked before they are used.", &self.checking),
             ("checked_profiles", "Profiles checked in this epoch.", &self.checked),
+            ("cache_on", "Whether reads are answered from memory.", &self.cache_on),
+            ("cache_bytes", "Memory of the profiles that are kept.", &self.cache_bytes),
+            ("cache_entries", "Profiles that are kept.", &self.cache_entries),
         ] {
             text.gauge(name, help, gauge.value());
         }
@@ -262,6 +313,13 @@ impl Metrics {
         text.family("profile_proxy_loads_total", "counter", "Profiles checked, by outcome.");
         for (outcome, counter) in LOADS.iter().zip(&self.loads) {
             text.labelled("outcome", outcome, counter.value());
+        }
+        let help = "Profiles of which Redis and the database were compared.";
+        text.counter("compared_profiles_total", help, self.examined.value());
+        let help = "Comparisons that found a difference, by class.";
+        text.family("profile_proxy_drift_total", "counter", help);
+        for (class, counter) in DRIFTS.iter().zip(&self.drifts) {
+            text.labelled("class", class, counter.value());
         }
         let buckets = self.load_wait.buckets.each_ref().map(Counter::value);
         let help = "How long commands wait for their profiles to be checked.";

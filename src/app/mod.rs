@@ -6,6 +6,8 @@
 
 mod background;
 mod starting;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
@@ -35,6 +37,7 @@ use crate::{
     engine::Engine,
     journal::{self, JournalError, Opened, SyncMode},
     metrics::Metrics,
+    outside::Listener,
     schema::{FieldType, Rule, Schema},
     sinks::{
         self, ColumnType, Database, Delivery, DeliveryError, History, KindColumns, Lookup,
@@ -160,8 +163,13 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     let (schema, stops_too) = (Rc::new(schema), stops.clone());
     let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, admin, sink };
     let local = LocalSet::new();
-    let carried =
-        local.block_on(&worker_runtime, worker.carry(clients, opened, leftover, embedded));
+    let carried = local.block_on(&worker_runtime, async {
+        let listener = Listener::from_std(clients).map_err(|source| AppError::System {
+            what: "serve the port for clients".to_owned(),
+            source,
+        })?;
+        Ok(worker.carry(listener, opened, leftover, embedded).await)
+    });
     // With the tasks goes their share of the ledger.
     drop(local);
     let closed = carried.and_then(close);

@@ -2,33 +2,34 @@
 
 use std::{
     cell::RefCell,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     task::spawn_local,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{AppError, Stops};
+use super::Stops;
 use crate::{
     admin::Admin,
     auth::Auth,
+    cache::Cache,
     config::{Config, UpstreamAddress},
     dispatch::{
-        About, Arrivals, Hydration, HydrationParts, InDoubt, Ledger, Outcome, Proxy, Standing,
-        Upstream, now_ms, warm_up,
+        About, Arrivals, Hydration, HydrationParts, InDoubt, Ledger, Memory, Outcome, Proxy,
+        Standing, Upstream, now_ms, track, warm_up,
     },
     engine::Engine,
     hydrate::{EpochFile, HistoryQuestion, Question},
     journal::{self, Opened},
     metrics::Metrics,
+    outside::Listener,
     resp,
     schema::Schema,
     server,
@@ -86,14 +87,11 @@ impl Worker<'_> {
     /// Carries commands until a signal, and hands the journal's writer back.
     pub(super) async fn carry(
         self,
-        listener: StdListener,
+        listener: Listener,
         opened: Opened,
         leftover: Leftover,
         embedded: Option<Engine>,
-    ) -> Result<Rc<RefCell<Ledger>>, AppError> {
-        let system = |what: &str, source| AppError::System { what: what.to_owned(), source };
-        let listener = TcpListener::from_std(listener)
-            .map_err(|source| system("serve the port for clients", source))?;
+    ) -> Rc<RefCell<Ledger>> {
         let journal = opened.journal;
         let file = EpochFile::in_folder(&self.config.data_dir);
         // Tickets tell to which epoch a write belongs, so they never start over.
@@ -102,6 +100,7 @@ impl Worker<'_> {
         let ledger = Ledger::new(opened.writer, journal.clone(), next_ticket, leftover.in_doubt);
         let ledger = Rc::new(RefCell::new(ledger));
         let lane = Lane::new();
+        let memory = self.memory().filter(|_| embedded.is_none());
         let hydration = embedded.is_none().then(|| {
             Hydration::new(HydrationParts {
                 lane: lane.clone(),
@@ -110,7 +109,9 @@ impl Worker<'_> {
                 schema: Rc::clone(&self.schema),
                 metrics: Arc::clone(&self.metrics),
                 questions: leftover.questions,
+                delivered: self.admin.sink.watch(),
                 config: self.config.hydrate,
+                memory: memory.clone(),
                 file,
                 wait_max: self.config.upstream_timeout,
             })
@@ -123,7 +124,7 @@ impl Worker<'_> {
             Arc::clone(&self.metrics),
         );
         let arrivals = self.arrivals(journal.clone(), leftover.history_questions);
-        let outcome = outcome.with_arrivals(Rc::clone(&arrivals));
+        let outcome = outcome.with_arrivals(Rc::clone(&arrivals)).with_memory(memory.clone());
         let outcome = Rc::new(RefCell::new(outcome.with_hydration(hydration.clone())));
         let ended = CancellationToken::new();
         let (upstream, pool) = match (embedded, &self.config.upstream) {
@@ -149,6 +150,10 @@ impl Worker<'_> {
         };
         if let Some(hydration) = &hydration {
             spawn_local(warm_up(Rc::clone(hydration), ended.child_token()));
+            if let (Some(memory), Some(pool)) = (memory, &pool) {
+                let (hydration, pool) = (Rc::clone(hydration), pool.clone());
+                spawn_local(track(memory, hydration, pool, ended.child_token()));
+            }
             spawn_local(distrust(leftover.replaced, Rc::clone(hydration), ended.child_token()));
         }
         let proxy = Proxy::new(
@@ -179,7 +184,17 @@ impl Worker<'_> {
         }
         server::serve(listener, proxy, limits(self.config), draining, hurry).await;
         ended.cancel();
-        Ok(ledger)
+        ledger
+    }
+}
+
+impl Worker<'_> {
+    /// What reads are answered from, unless that is switched off.
+    fn memory(&self) -> Option<Rc<Memory>> {
+        let config = &self.config.cache;
+        let bytes = usize::try_from(config.memory.as_u64()).unwrap_or(usize::MAX);
+        let always = self.config.journal.sync == journal::SyncMode::Always;
+        config.enabled.then(|| Memory::new(Cache::new(bytes, Arc::clone(&self.metrics)), always))
     }
 }
 

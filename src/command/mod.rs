@@ -29,6 +29,8 @@ pub struct Spec {
     pub category: Category,
     /// Who answers.
     pub route: Route,
+    /// What of one profile it reads, where a memory of the profile is enough to answer it.
+    pub read: Option<ProfileRead>,
 }
 
 /// Where a command has its keys.
@@ -113,6 +115,7 @@ pub enum Local {
     Hello,
     Info,
     Ping,
+    ProfileCheck,
     ProfileHelp,
     ProfileHistory,
     ProfileStatus,
@@ -160,6 +163,50 @@ pub enum ProfileWrite {
     Replace,
     /// EVAL, FCALL: anything may have happened to the keys, even if the script failed.
     Script,
+}
+
+/// What a command reads of the hash in argument 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileRead {
+    /// HGETALL.
+    All,
+    /// HGET.
+    Value,
+    /// HMGET.
+    Values,
+    /// HEXISTS.
+    Exists,
+    /// HLEN.
+    Count,
+    /// HKEYS.
+    AllNames,
+    /// HVALS.
+    AllValues,
+    /// HSTRLEN.
+    Length,
+    /// TTL.
+    Life,
+    /// PTTL.
+    LifeMs,
+}
+
+impl ProfileRead {
+    /// Finds what a command reads by its name in lower case.
+    const fn of(name: &str) -> Option<Self> {
+        Some(match name.as_bytes() {
+            b"hgetall" => Self::All,
+            b"hget" => Self::Value,
+            b"hmget" => Self::Values,
+            b"hexists" => Self::Exists,
+            b"hlen" => Self::Count,
+            b"hkeys" => Self::AllNames,
+            b"hvals" => Self::AllValues,
+            b"hstrlen" => Self::Length,
+            b"ttl" => Self::Life,
+            b"pttl" => Self::LifeMs,
+            _ => return None,
+        })
+    }
 }
 
 /// Commands that begin and end transactions.

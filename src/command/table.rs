@@ -12,10 +12,11 @@ use super::{
     },
     Keys::{self, Any, Counted, CountedInto, None, Range, Storing, Streams},
     Local::{
-        Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, ProfileHelp, ProfileHistory,
-        ProfileStatus, ProfileWait, Quit, Reset, Select,
+        Acl, Auth, Client, Debug, Echo, Hello, Info, Ping, ProfileCheck, ProfileHelp,
+        ProfileHistory, ProfileStatus, ProfileWait, Quit, Reset, Select,
     },
     Private::{Blocking, Monitor, StreamRead, Subscribe, Wait},
+    ProfileRead,
     ProfileWrite::{
         Delete, Expire, Increment, IncrementFloat, Persist, RemoveFields, Replace, Script,
         SetAbsent, SetFields,
@@ -34,7 +35,7 @@ const fn row(
     category: Category,
     route: Route,
 ) -> Spec {
-    Spec { name, arity, keys, access, category, route }
+    Spec { name, arity, keys, access, category, route, read: ProfileRead::of(name) }
 }
 
 /// All commands in the order of their names.
@@ -175,6 +176,7 @@ pub static TABLE: &[Spec] = &[
     row("pfmerge", -2, Range(1, -1, 1), Write, HyperLogLog, Forward),
     row("pfselftest", 1, None, Neither, HyperLogLog, Refused(Bypass)),
     row("ping", -1, None, Neither, Connection, Local(Ping)),
+    row("profile.check", -2, Range(1, 1, 1), Read, Hash, Local(ProfileCheck)),
     row("profile.help", 1, None, Neither, Server, Local(ProfileHelp)),
     row("profile.history", -2, Range(1, 1, 1), Read, Hash, Local(ProfileHistory)),
     row("profile.status", 1, None, Neither, Server, Local(ProfileStatus)),

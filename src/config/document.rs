@@ -15,7 +15,7 @@ use super::limits::Limits;
 use super::tree::{Side, Step, Tree};
 use crate::auth::UserConfig;
 use crate::schema::KindConfig;
-use crate::{dispatch::Scripts, hydrate, journal, sinks};
+use crate::{cache, dispatch::Scripts, hydrate, journal, sinks};
 
 /// Faults beyond this many are not looked for: the file is something else altogether.
 const FAULTS_MAX: usize = 100;
@@ -44,6 +44,7 @@ pub(super) struct Document {
     pub(super) journal: journal::Config,
     pub(super) sink: sinks::Config,
     pub(super) hydrate: hydrate::Config,
+    pub(super) cache: cache::Config,
     pub(super) user: Vec<UserConfig>,
     pub(super) profile: Vec<KindConfig>,
 }

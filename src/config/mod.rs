@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::auth::{Auth, UserConfig};
 use crate::schema::{KindConfig, Schema};
-use crate::{dispatch::Scripts, hydrate, journal, sinks};
+use crate::{cache, dispatch::Scripts, hydrate, journal, sinks};
 
 pub use address::{DatabaseAddress, PostgresUrl, Secret, UpstreamAddress, mask_passwords};
 pub use fault::{Fault, Faults, Origin};
@@ -82,6 +82,8 @@ pub struct Config {
     pub sink: sinks::Config,
     /// How profiles come back to a Redis that has lost them.
     pub hydrate: hydrate::Config,
+    /// What reads of profiles may be answered from.
+    pub cache: cache::Config,
     /// Who may log in; nobody means that only clients on this machine are served.
     pub user: Vec<UserConfig>,
     /// The kinds of profiles. `Schema::compile` accepts them.
@@ -107,6 +109,7 @@ impl Default for Config {
             journal: journal::Config::default(),
             sink: sinks::Config::default(),
             hydrate: hydrate::Config::default(),
+            cache: cache::Config::default(),
             user: Vec::new(),
             profile: Vec::new(),
         }
@@ -219,6 +222,7 @@ fn take_sections(config: &mut Config, draft: &mut Draft<'_>) {
     config.journal = document.journal;
     config.sink = document.sink;
     config.hydrate = document.hydrate;
+    config.cache = document.cache;
     for fault in Auth::compile(&document.user).err().unwrap_or_default() {
         let path = [Step::Key("user"), Step::Element(fault.user), Step::Key(fault.setting)];
         draft.add(&path, Side::Value, fault.text);

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::schema::{Ack, FieldConfig, FieldType, FieldsConfig, Mode, Number, UnknownFields};
-use crate::{hydrate, journal, sinks};
+use crate::{cache, hydrate, journal, sinks};
 
 /// Loads in an empty working directory unless a file's text is given.
 fn load_with(
@@ -117,6 +117,7 @@ fn the_shipped_file_names_every_setting() {
                 flush_within: _,
             },
         hydrate: hydrate::Config { on_difference: _, warm_keys_per_second_max: _ },
+        cache: cache::Config { enabled: _, memory: _ },
         user: _,
         profile: _,
     } = Config::default();
@@ -125,7 +126,7 @@ fn the_shipped_file_names_every_setting() {
          client-query-buffer-limit proto-max-bulk-len client-output-buffer-limit inflight_max \
          arguments_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
          linger connections timeout retry_delay_max flush_within on_difference \
-         warm_keys_per_second_max";
+         warm_keys_per_second_max enabled memory";
     for setting in settings.split_whitespace() {
         let line = format!("\n{setting} = ");
         assert!(BUILT_IN_TEXT.contains(&line), "{setting}");
@@ -268,7 +269,7 @@ type = "enum"
         "1:10: expected IP:PORT such as 127.0.0.1:6380, or [::1]:6380 for IPv6",
         "2:1: there is no setting `lisen` here; known are `listen`, `admin`, `upstream`, \
          `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `ack_timeout`, `log`, `scripts`, \
-         `allow_debug`, `limits`, `journal`, `sink`, `hydrate`, `user`, `profile`",
+         `allow_debug`, `limits`, `journal`, `sink`, `hydrate`, `cache`, `user`, `profile`",
         "3:12: expected 'embedded' or redis://[user[:password]@]host[:port][/db]; \
          invalid port number",
         "4:12: expected a text in quotes",

@@ -161,7 +161,10 @@ impl Proxy {
         // While a flush is in doubt all looks wait for it.
         if lane.state() != LinkState::Up || self.ledger.borrow().flush_in_doubt() {
             let mut ledger = self.ledger.borrow_mut();
-            looks.iter().for_each(|(key, (look, _))| ledger.doubt(look.ticket, key));
+            looks.iter().for_each(|(key, (look, _))| {
+                ledger.doubt(look.ticket, key);
+                outcome.memory.iter().for_each(|memory| memory.forget(key));
+            });
             drop(ledger);
             outcome.answer_error(client, &CommandError::OutcomeUnknown);
             return outcome.settle();

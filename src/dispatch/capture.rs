@@ -9,7 +9,8 @@ use tracing::warn;
 
 use super::{
     info::join,
-    outcome::{Outcome, explained, now_ms},
+    now_ms,
+    outcome::{Outcome, explained},
     slot::{Capture, Part, WriteSlot, take_note},
 };
 use crate::{
@@ -41,6 +42,7 @@ impl Outcome {
 
     fn capture(&mut self, write: &WriteSlot, notes: &[u8], bytes: &[u8]) {
         let now_ms = write.executed_ms.unwrap_or_else(now_ms);
+        self.forget(write, notes, ReplyKind::of(answer_of(write, bytes)) != ReplyKind::Error);
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
             Capture::Replaced | Capture::Scripted => self.replaced(write, notes, bytes),
@@ -348,6 +350,7 @@ impl Outcome {
         let (fields, rest) = bytes.split_at_checked(framed(bytes, 1)).unwrap_or_default();
         let expiry = integer(reply_at(rest, 0));
         let Ok(Entry::Change(change)) = Entry::decode(note) else { return false };
+        self.memory.iter().for_each(|memory| memory.forget(change.key));
         let wrong_type = fields.starts_with(b"-WRONGTYPE");
         if expiry.is_none() || ReplyKind::of(fields) == ReplyKind::Error && !wrong_type {
             return false;

@@ -3,17 +3,17 @@
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
-    os::fd::AsRawFd,
     rc::Rc,
     time::Instant,
 };
 
-use tokio::{net::tcp::OwnedWriteHalf, sync::Notify};
+use tokio::sync::Notify;
 
 use super::{
     arrival::{Arrivals, Behind, Run},
     clients::Clock,
     error::CommandError,
+    examine::Examination,
     outbox::Outbox,
     private::Hold,
     transaction::Queue,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     auth::Identity,
     journal::Sequence,
+    outside::{WriteHalf, descriptor},
     resp::{Protocol, ReplyWriter},
 };
 
@@ -47,6 +48,35 @@ pub enum Silence {
     Now,
     /// None of them.
     Off,
+}
+
+/// Some profiles, by seven bits of the hash of each; it may seem to have others as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Profiles(u128);
+
+impl Profiles {
+    /// Every profile.
+    pub(super) const ALL: Self = Self(u128::MAX);
+
+    /// The one with this hash.
+    pub(super) fn one(hash: u64) -> Self {
+        Self(1 << (hash >> 57))
+    }
+}
+
+/// The profiles about which a client waits for replies of the lane. What it reads about one of them
+/// meanwhile must not be older than those replies, so it goes over the lane, too.
+///
+/// ```text
+///    former: all of it was asked before `turn`      latest: asked since the last turn
+///  ───────────────┬───────────────────────────────┬────────────────────────► replies, counted
+///              received, so far                  turn: from here on `former` is of no use
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+struct OnLane {
+    former: Profiles,
+    latest: Profiles,
+    turn: u64,
 }
 
 /// A client, shared between its connection and the replies on their way to it.
@@ -79,12 +109,17 @@ pub struct Client {
     /// Where the clock stood when the client last said or took something.
     active_at: Cell<u64>,
     outbox: RefCell<Outbox>,
-    socket: OwnedWriteHalf,
+    socket: WriteHalf,
     in_flight: Cell<u32>,
+    /// Replies of the lane that have come.
+    received: Cell<u64>,
+    on_lane: Cell<OnLane>,
     touched: Cell<bool>,
     wanted: Cell<Wanted>,
     /// Why the profiles of the next command cannot be used, and in which round of checks.
     pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
+    /// The comparison that `PROFILE.CHECK` waits for.
+    pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
     wake: Notify,
 }
@@ -115,7 +150,7 @@ impl Client {
         id: u64,
         peer: SocketAddr,
         local: SocketAddr,
-        socket: OwnedWriteHalf,
+        socket: WriteHalf,
         clock: &Clock,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -136,9 +171,12 @@ impl Client {
             outbox: RefCell::default(),
             socket,
             in_flight: Cell::new(0),
+            received: Cell::new(0),
+            on_lane: Cell::default(),
             touched: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
             unloaded: Cell::new(None),
+            examined: RefCell::default(),
             closed: Cell::new(false),
             wake: Notify::new(),
         })
@@ -157,7 +195,7 @@ impl Client {
 
     /// Returns the number of the socket's descriptor, for `CLIENT LIST`.
     pub(super) fn descriptor(&self) -> i32 {
-        self.socket.as_ref().as_raw_fd()
+        descriptor(&self.socket)
     }
 
     /// Returns how many replies the lane owes this client.
@@ -244,6 +282,37 @@ impl Client {
     /// Counts replies that have come.
     pub(super) fn received(&self, replies: u32) {
         self.in_flight.set(self.in_flight.get().saturating_sub(replies));
+        self.received.set(self.received.get() + u64::from(replies));
+    }
+
+    /// Notes profiles about which the client asks over the lane, before the replies are counted.
+    pub(super) fn note_on_lane(&self, profiles: Profiles) {
+        let mut on_lane = self.forget_answered();
+        on_lane.latest.0 |= profiles.0;
+        self.on_lane.set(on_lane);
+    }
+
+    /// Tells whether the lane may owe the client a reply about one of these profiles.
+    pub(super) fn awaits(&self, profiles: Profiles) -> bool {
+        if self.in_flight.get() == 0 {
+            return false;
+        }
+        let on_lane = self.forget_answered();
+        self.on_lane.set(on_lane);
+        (on_lane.latest.0 | on_lane.former.0) & profiles.0 != 0
+    }
+
+    /// Drops the part in which everything has been answered.
+    fn forget_answered(&self) -> OnLane {
+        let (received, in_flight) = (self.received.get(), self.in_flight.get());
+        let mut on_lane = self.on_lane.get();
+        if in_flight == 0 {
+            on_lane = OnLane { turn: received, ..OnLane::default() };
+        } else if received >= on_lane.turn {
+            on_lane.former = std::mem::take(&mut on_lane.latest);
+            on_lane.turn = received + u64::from(in_flight);
+        }
+        on_lane
     }
 
     /// Appends replies to what is to be written, unless the client is gone or wants none.

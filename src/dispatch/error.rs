@@ -143,6 +143,14 @@ pub enum CommandError {
         "LOADING the profile has to be loaded from the database first, which is not possible now; nothing was sent"
     )]
     Unloaded,
+    /// `PROFILE.CHECK` about another key.
+    #[error("ERR the key is not that of a profile")]
+    NoProfile,
+    /// The two sides of a profile cannot both be seen.
+    #[error(
+        "ERR the profile cannot be compared now: the database or Redis is away, or changes wait for them"
+    )]
+    Incomparable,
     /// Every profile is being checked, and one that is brought back could arrive behind a flush.
     #[error(
         "LOADING every profile is being checked since Redis was restarted or changed; command '{0}' has to wait, nothing was sent"

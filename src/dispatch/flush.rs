@@ -11,7 +11,9 @@
 use std::rc::Rc;
 
 use super::{
-    Client, CommandError, InDoubt, Outcome, Proxy, Slot, Upstream, now_ms, script,
+    Client, CommandError, InDoubt, Outcome, Proxy, Slot, Upstream,
+    client::Profiles,
+    now_ms, script,
     slot::{Capture, WriteSlot, push_note, take_note},
 };
 use crate::{
@@ -65,6 +67,8 @@ impl Proxy {
         batch: &mut Batch<Slot>,
     ) -> WriteSlot {
         batch.bytes.extend_from_slice(request.bytes());
+        self.memory.iter().for_each(|memory| memory.count_flush(true));
+        client.note_on_lane(Profiles::ALL);
         let ticket = self.ledger.borrow_mut().intend(&[]);
         self.note_flush(client, spec, ticket, &mut batch.notes)
     }

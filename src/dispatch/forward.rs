@@ -20,7 +20,10 @@ impl Proxy {
     ) -> Result<(), CommandError> {
         self.check_forward(spec, request)?;
         match &self.upstream {
-            Upstream::Redis(lane) => self.send_bytes(lane, client, request.bytes()),
+            Upstream::Redis(lane) => {
+                self.note_on_lane(client, spec, request);
+                self.send_bytes(lane, client, request.bytes())
+            }
             Upstream::Embedded(engine) => {
                 self.execute(&mut engine.borrow_mut(), client, request);
                 Ok(())

@@ -24,7 +24,7 @@ impl Proxy {
         request: &Request<'_>,
     ) -> Result<Option<Rc<Gate>>, CommandError> {
         match &self.hydration {
-            Some(hydration) if !hydration.is_trusted() => {
+            Some(hydration) if !hydration.is_open() => {
                 self.touch_checking(hydration, client, spec, request)
             }
             _ => Ok(None),
@@ -52,7 +52,7 @@ impl Proxy {
         let elsewhere = client.hold.get().database.is_some();
         // A profile that is being brought back could arrive behind the flush.
         if spec.route == Route::Flush && !(elsewhere && spec.name == "flushdb") {
-            return Err(CommandError::Checking(spec.name));
+            return hydration.clear_for_flush(spec.name);
         }
         if elsewhere {
             return Ok(None);
@@ -89,8 +89,10 @@ impl Proxy {
             Some(_) => {}
             None => keys.extend(request.arguments(1).map(<[u8]>::to_vec)),
         });
-        if let Some(name) = flush {
-            return Err(CommandError::Checking(name));
+        if let Some(name) = flush
+            && let Some(gate) = hydration.clear_for_flush(name)?
+        {
+            return Ok(Some(gate));
         }
         hydration.touch(keys.iter().map(Vec::as_slice))
     }
@@ -98,7 +100,8 @@ impl Proxy {
     /// Takes the news that the profiles of a client's next command cannot be checked; the command
     /// is then run again and refused.
     pub fn unloaded(&self, client: &Client, error: CommandError) {
-        if let Some(hydration) = &self.hydration {
+        // Where nothing has to wait any more the command runs, and must leave no refusal behind.
+        if let Some(hydration) = self.hydration.as_ref().filter(|hydration| !hydration.is_open()) {
             client.unloaded.set(Some((hydration.generation(), error)));
         }
     }
@@ -111,7 +114,8 @@ fn names_profiles(spec: &Spec) -> bool {
         Route::Profile(_) => true,
         Route::Transaction(command) => command == command::Transaction::Watch,
         Route::Forward | Route::Private(_) => spec.access != Access::Write,
-        Route::Local(_) | Route::Refused(_) | Route::Flush => false,
+        Route::Local(command) => command == command::Local::ProfileCheck,
+        Route::Refused(_) | Route::Flush => false,
     }
 }
 
@@ -119,6 +123,8 @@ fn names_profiles(spec: &Spec) -> bool {
 #[derive(Default)]
 pub struct Gate {
     pub(super) left: Cell<usize>,
+    /// The command asks for nothing but a comparison, so its wait holds nobody up.
+    pub(super) compares: Cell<bool>,
     failure: RefCell<Option<CommandError>>,
     news: Notify,
 }

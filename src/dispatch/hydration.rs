@@ -7,24 +7,24 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::BTreeMap,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::spawn_local,
     time::sleep,
 };
 use tracing::{error, info, warn};
 
-use super::{CommandError, Gate, Ledger, Slot, block::OpenBlocks};
+use super::{CommandError, Gate, Ledger, Memory, Slot, block::OpenBlocks, held::HeldKeys};
 use crate::{
     guards::Guard,
     hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
-    journal::Journal,
+    journal::{Journal, Sequence},
     metrics::Metrics,
     resp::{Protocol, push_command},
     schema::Schema,
@@ -46,12 +46,15 @@ pub struct Hydration {
     pub(super) metrics: Arc<Metrics>,
     pub(super) questions: mpsc::Sender<Question>,
     pub(super) config: hydrate::Config,
+    memory: Option<Rc<Memory>>,
     pub(super) places: Semaphore,
     /// Transactions on private links, whose writes come back when they like.
     pub(super) blocks: Rc<OpenBlocks>,
-    journal: Journal,
+    pub(super) journal: Journal,
+    pub(super) delivered: watch::Receiver<Sequence>,
+    pub(super) wait_max: Duration,
+    pub(super) held: HeldKeys,
     file: EpochFile,
-    wait_max: Duration,
     trusted: Cell<bool>,
     /// Wakes the warm-up: there is an epoch to be settled.
     pub(super) unsettled: Notify,
@@ -71,7 +74,7 @@ struct State {
     /// Redis held no keys at all when the epoch began, so it need not be asked about a profile.
     empty: bool,
     /// The profiles that are being checked, and who waits for each.
-    loads: HashMap<Vec<u8>, Vec<Rc<Gate>>>,
+    loads: BTreeMap<Vec<u8>, Vec<Rc<Gate>>>,
 }
 
 /// What [`Hydration`] is made of.
@@ -88,8 +91,12 @@ pub struct HydrationParts {
     pub metrics: Arc<Metrics>,
     /// The way to the database.
     pub questions: mpsc::Sender<Question>,
+    /// How far the database is.
+    pub delivered: watch::Receiver<Sequence>,
     /// The section of the configuration.
     pub config: hydrate::Config,
+    /// What reads are answered from.
+    pub memory: Option<Rc<Memory>>,
     /// Where the last epoch is remembered.
     pub file: EpochFile,
     /// How long a command waits for its profiles.
@@ -113,11 +120,14 @@ impl Hydration {
             metrics: parts.metrics,
             questions: parts.questions,
             config: parts.config,
+            memory: parts.memory,
             places: Semaphore::new(LOADS_MAX),
             blocks: Rc::default(),
             journal: parts.journal,
-            file: parts.file,
+            delivered: parts.delivered,
             wait_max: parts.wait_max,
+            held: HeldKeys::default(),
+            file: parts.file,
             trusted: Cell::new(false),
             unsettled: Notify::new(),
             fenced: Notify::new(),
@@ -127,7 +137,7 @@ impl Hydration {
                 begun: false,
                 appended: None,
                 empty: false,
-                loads: HashMap::new(),
+                loads: BTreeMap::new(),
             }),
         })
     }
@@ -135,6 +145,24 @@ impl Hydration {
     /// Tells whether every profile may be used as Redis holds it.
     pub(super) fn is_trusted(&self) -> bool {
         self.trusted.get()
+    }
+
+    /// Tells whether no command has to wait for any profile.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.trusted.get() && self.held.is_empty()
+    }
+
+    /// Lets a flush go ahead of the profiles that are being compared, which are compared with
+    /// nothing then; it waits for those that are being mended.
+    pub(super) fn clear_for_flush(
+        &self,
+        name: &'static str,
+    ) -> Result<Option<Rc<Gate>>, CommandError> {
+        match self.is_trusted() {
+            true => Ok(self.held.clear_for_flush()),
+            false => Err(CommandError::Checking(name)),
+        }
     }
 
     /// Returns the role of the Redis of this epoch; nothing before the first link.
@@ -173,15 +201,26 @@ impl Hydration {
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
     /// Redis is right then: each profile is recorded whole where the database has it otherwise.
     pub fn database_replaced(self: &Rc<Self>) {
+        self.check_again(Some(Truth::Redis));
+        warn!("the database is another one than before; profiles are recorded in it from Redis");
+    }
+
+    /// Takes the news that somebody has flushed Redis past the proxy.
+    pub(super) fn flushed_past(self: &Rc<Self>) {
+        self.check_again(None);
+        warn!("Redis was flushed past the proxy; each profile is checked");
+    }
+
+    /// Has every profile checked on a link that is up.
+    fn check_again(self: &Rc<Self>, truth: Option<Truth>) {
         let mut state = self.state.borrow_mut();
         let State { record: Some(record), .. } = &mut *state else { return };
         record.settled = false;
-        record.truth = Truth::Redis;
+        record.truth = truth.unwrap_or(record.truth);
         self.remember(record);
         self.distrust(&mut state);
         state.empty = false;
         self.fence(&mut state);
-        warn!("the database is another one than before; profiles are recorded in it from Redis");
     }
 
     /// Leaves it open which changes count until all have come back that were sent while everything
@@ -282,6 +321,8 @@ impl Hydration {
 
     fn distrust(&self, state: &mut State) {
         self.trusted.set(false);
+        self.held.let_go_all();
+        self.memory.iter().for_each(|memory| memory.clear());
         state.begun = true;
         state.residency.begin();
         self.metrics.checking.set(1);
@@ -340,15 +381,18 @@ impl Hydration {
     ) -> Result<Option<Rc<Gate>>, CommandError> {
         let gate = Rc::new(Gate::default());
         for key in keys {
-            let cold = self.schema.kind_of(key).is_some()
-                && !self.state.borrow().residency.is_trusted(key);
-            if !cold {
+            if self.schema.kind_of(key).is_none() {
                 continue;
             }
-            if self.lane.state() != LinkState::Up {
-                return Err(CommandError::UpstreamDown);
+            if !self.held.join(key, &gate) {
+                if self.state.borrow().residency.is_trusted(key) {
+                    continue;
+                }
+                if self.lane.state() != LinkState::Up {
+                    return Err(CommandError::UpstreamDown);
+                }
+                self.join(key, &gate, None);
             }
-            self.join(key, &gate, None);
             if gate.left.get() >= KEYS_AT_ONCE_MAX {
                 break;
             }
@@ -380,12 +424,18 @@ impl Hydration {
         spawn_local(Rc::clone(self).load(key.to_vec(), generation, known));
     }
 
+    /// Has the next read of a profile go to Redis: it was written there past the clients' writes.
+    pub(super) fn forget_in_memory(&self, key: &[u8]) {
+        self.memory.iter().for_each(|memory| memory.forget(key));
+    }
+
     /// Ends a check and lets those go on who have waited for it.
     pub(super) fn finish(&self, key: &[u8], generation: u64, checked: Result<(), CommandError>) {
         let mut state = self.state.borrow_mut();
         if state.residency.generation() != generation {
             return;
         }
+        self.forget_in_memory(key);
         let checked =
             checked.and_then(|()| state.residency.check(key).map_err(|_| CommandError::Unloaded));
         let waiting = state.loads.remove(key).unwrap_or_default();
@@ -406,7 +456,9 @@ impl Hydration {
     pub async fn wait(&self, gate: &Gate) -> Result<(), CommandError> {
         let start = std::time::Instant::now();
         let opened = tokio::time::timeout(self.wait_max, gate.opened()).await;
-        self.metrics.load_wait.observe(start.elapsed());
+        if !gate.compares.get() {
+            self.metrics.load_wait.observe(start.elapsed());
+        }
         opened.unwrap_or(Err(CommandError::Unloaded))
     }
 }

@@ -30,6 +30,8 @@ pub struct Ledger {
     intents_from: u64,
     /// Intents are among what is written next.
     intents_recorded: bool,
+    /// Intents of tickets below this one may have been among what could not be written.
+    intents_lost_below: u64,
     /// Intent records with tickets that have no outcome yet, oldest first.
     open: VecDeque<OpenIntents>,
     voids: Vec<u8>,
@@ -75,6 +77,7 @@ impl Ledger {
             intents: Vec::new(),
             intents_from: 0,
             intents_recorded: false,
+            intents_lost_below: 0,
             open,
             voids: Vec::new(),
             changed: false,
@@ -122,6 +125,12 @@ impl Ledger {
         self.ticket()
     }
 
+    /// Returns the sequence of the last record, written or among what is written next.
+    #[must_use]
+    pub fn recorded(&self) -> Sequence {
+        self.writer.recorded()
+    }
+
     /// Notes that `key` is about to be written, and returns the ticket. The empty key stands for
     /// every profile.
     pub fn intend(&mut self, key: &[u8]) -> u64 {
@@ -148,6 +157,13 @@ impl Ledger {
         }
         self.keep_open_intents();
         self.write().map(|_| ())
+    }
+
+    /// Tells whether a write that is not sent yet may have lost its intent: what could not be
+    /// written held the intents of everything that waited, for another batch as well.
+    #[must_use]
+    pub fn has_lost(&self, ticket: u64) -> bool {
+        ticket < self.intents_lost_below
     }
 
     /// Adds the change of a ticket to what is written next.
@@ -278,8 +294,11 @@ impl Ledger {
     }
 
     fn write(&mut self) -> Result<Sequence, JournalTrouble> {
-        self.intents_recorded = false;
+        let with_intents = std::mem::take(&mut self.intents_recorded);
         self.writer.commit().map_err(|error| {
+            if with_intents {
+                self.intents_lost_below = self.next_ticket;
+            }
             // A poisoned journal is reported where it wakes the worker, also when no write is made.
             if !matches!(error, JournalError::Poisoned { .. }) {
                 error!(%error, "a batch could not be journaled");

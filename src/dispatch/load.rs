@@ -74,16 +74,24 @@ impl Hydration {
                 self.replace(key, Some(profile)).await?;
             }
             (Verdict::Delete, ..) => self.replace(key, None).await?,
-            (Verdict::Adopt, _, Held::Hash(profile)) => return self.adopt(key, &profile),
+            (Verdict::Adopt, _, Held::Hash(profile)) => return self.adopt(key, &profile, "adopt"),
             _ => {}
         }
         Ok(verdict)
     }
 
     async fn ask_database(&self, key: &[u8]) -> Result<Known, CommandError> {
+        self.ask_database_up_to(key, self.appended().await).await
+    }
+
+    /// Asks what is true of a profile with the changes up to one of them.
+    pub(super) async fn ask_database_up_to(
+        &self,
+        key: &[u8],
+        appended: u64,
+    ) -> Result<Known, CommandError> {
         let (answer, answered) = oneshot::channel();
-        let question =
-            Question::Profile { appended: self.appended().await, key: key.to_vec(), answer };
+        let question = Question::Profile { appended, key: key.to_vec(), answer };
         let asked = self.questions.send(question).await;
         asked.map_err(|_| CommandError::Unloaded)?;
         match answered.await {
@@ -94,7 +102,11 @@ impl Hydration {
 
     /// Reads what Redis holds, and its clock. A Redis that began empty holds nothing, and its clock
     /// only matters to a profile that could have expired.
-    async fn look(&self, key: &[u8], known: Option<&Known>) -> Result<(Held, u64), CommandError> {
+    pub(super) async fn look(
+        &self,
+        key: &[u8],
+        known: Option<&Known>,
+    ) -> Result<(Held, u64), CommandError> {
         if self.began_empty() && matches!(known, Some(Known::Nothing | Known::Gone)) {
             return Ok((Held::Nothing, now_ms()));
         }
@@ -120,7 +132,11 @@ impl Hydration {
     }
 
     /// Puts a profile in the place of whatever Redis holds, or removes it.
-    async fn replace(&self, key: &[u8], profile: Option<&Profile>) -> Result<(), CommandError> {
+    pub(super) async fn replace(
+        &self,
+        key: &[u8],
+        profile: Option<&Profile>,
+    ) -> Result<(), CommandError> {
         let mut commands = Vec::new();
         let count = push_replacement(&mut commands, key, profile);
         let replies = self.ask(count, |out| out.extend_from_slice(&commands)).await?;
@@ -132,8 +148,13 @@ impl Hydration {
         }
     }
 
-    /// Records what Redis holds, as a whole.
-    fn adopt(&self, key: &[u8], profile: &Profile) -> Result<Verdict, CommandError> {
+    /// Records what Redis holds, as a whole; `command` is what the history calls it.
+    pub(super) fn adopt(
+        &self,
+        key: &[u8],
+        profile: &Profile,
+        command: &str,
+    ) -> Result<Verdict, CommandError> {
         let bytes = profile.fields.iter().map(|(field, value)| field.len() + value.len());
         if bytes.sum::<usize>() > ADOPTED_BYTES_MAX || key.len() > ADOPTED_KEY_BYTES_MAX {
             return Ok(Verdict::Leave);
@@ -144,7 +165,7 @@ impl Hydration {
         let kind = self.schema.kind_of(key).map_or("", |kind| kind.name());
         let mut change = Vec::new();
         let mut builder =
-            ChangeBuilder::begin(&mut change, ticket, now_ms(), kind, "adopt", "", key);
+            ChangeBuilder::begin(&mut change, ticket, now_ms(), kind, command, "", key);
         builder.cleared().expiry(profile.expires_ms.map_or(Expiry::Never, Expiry::At));
         let mut fields = builder.fields();
         for (field, value) in &profile.fields {

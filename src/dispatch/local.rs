@@ -38,6 +38,7 @@ impl Proxy {
             Local::Client => return self.client(client, request),
             Local::Debug => return self.debug(client, request),
             Local::Info => return self.info(client, request),
+            Local::ProfileCheck => return self.check_profile(client, request),
             Local::ProfileHelp => self.profile_help(client),
             Local::ProfileHistory => return self.profile_history(client, request),
             Local::ProfileStatus => self.profile_status(client),

@@ -15,10 +15,12 @@ mod client_command;
 mod client_filter;
 mod clients;
 mod error;
+mod examine;
 mod expiries;
 mod flush;
 mod forward;
 mod gate;
+mod held;
 mod hydration;
 mod info;
 mod late;
@@ -26,6 +28,7 @@ mod ledger;
 mod lexicon;
 mod load;
 mod local;
+mod memory;
 mod outbox;
 mod outcome;
 mod private;
@@ -35,6 +38,7 @@ mod retention;
 mod script;
 mod server_command;
 mod slot;
+mod tracking;
 mod transaction;
 mod unknown;
 mod warm;
@@ -45,21 +49,25 @@ pub use block::Block;
 pub use client::{Client, Session, Silence, Wanted};
 pub use clients::{Clients, Clock};
 pub use error::{Applied, CommandError, JournalTrouble};
+pub use examine::Examination;
 pub use gate::Gate;
 pub use hydration::{Hydration, HydrationParts};
 pub use info::{About, Standing};
 pub use late::Late;
 pub use ledger::{InDoubt, Ledger};
-pub use outcome::{Outcome, now_ms};
+pub use memory::Memory;
+pub use outcome::Outcome;
 pub use private::{Effect, Errand, Hold};
 pub use recovery::scan;
 pub use slot::Slot;
+pub use tracking::track;
 pub use warm::warm_up;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use serde::Deserialize;
 
+pub use crate::outside::now_ms;
 use crate::{
     auth::{Auth, CostlyCheck},
     command::{self, Refusal, Route, Spec},
@@ -117,6 +125,8 @@ pub struct Proxy {
     about: Option<About>,
     /// Which profiles may be used as Redis holds them; nothing on the embedded store.
     pub hydration: Option<Rc<Hydration>>,
+    /// What reads of profiles are answered from; nothing where it is switched off.
+    memory: Option<Rc<Memory>>,
     arrivals: Option<Rc<Arrivals>>,
     retention: Rc<RefCell<Retention>>,
     lexicon: Rc<RefCell<Lexicon>>,
@@ -165,6 +175,7 @@ impl Proxy {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (retention, lexicon) = (outcome.borrow().retention(), outcome.borrow().lexicon());
+        let memory = outcome.borrow().memory.clone();
         Self {
             auth,
             schema,
@@ -178,6 +189,7 @@ impl Proxy {
             allow_debug: false,
             about: None,
             hydration: None,
+            memory,
             arrivals: None,
             retention,
             lexicon,
@@ -229,6 +241,8 @@ impl Proxy {
         match self.steps(client, request) {
             Ok(step) => step,
             Err(error) => {
+                // What was compared for a command that is refused is no answer to the next one.
+                client.examined.take();
                 if error.aborts() {
                     Self::abort(client);
                 }
@@ -246,6 +260,7 @@ impl Proxy {
                 crate::upstream::Receiver::settle(&mut *self.outcome.borrow_mut())
             }
         }
+        self.memory.iter().for_each(|memory| memory.end_batch());
         client.flush();
     }
 
@@ -309,9 +324,11 @@ impl Proxy {
                 None => self.forward(client, spec, request),
             }
             .map(|()| Step::Next),
-            Route::Forward | Route::Private(_) => {
-                self.forward(client, spec, request).map(|()| Step::Next)
+            Route::Forward | Route::Private(_) => match spec.read {
+                Some(read) => self.read(client, spec, read, request),
+                None => self.forward(client, spec, request),
             }
+            .map(|()| Step::Next),
             Route::Flush => self.flush(client, spec, request).map(|()| Step::Next),
             Route::Refused(Refusal::ProfilesDatabase) if !self.swaps_profiles(request) => {
                 self.forward(client, spec, request).map(|()| Step::Next)

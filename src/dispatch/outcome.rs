@@ -4,12 +4,7 @@
 //! to the journal in one write, and only then are the outboxes let go. When that write fails, the
 //! outboxes are wound back and each of those commands is told that its outcome is unknown.
 
-use std::{
-    borrow::Cow,
-    cell::RefCell,
-    rc::Rc,
-    time::{Instant, SystemTime},
-};
+use std::{borrow::Cow, cell::RefCell, rc::Rc, time::Instant};
 
 use tokio::sync::Notify;
 use tracing::error;
@@ -23,6 +18,7 @@ use super::{
     info::join,
     ledger::{Ledger, Progress},
     lexicon::Lexicon,
+    memory::Memory,
     retention::Retention,
     slot::{Part, Slot, WriteSlot, take_note},
 };
@@ -62,6 +58,8 @@ pub struct Outcome {
     pub(super) blocks: Rc<OpenBlocks>,
     /// Nothing on the embedded store.
     hydration: Option<Rc<Hydration>>,
+    /// Nothing where reads are never answered from memory.
+    pub(super) memory: Option<Rc<Memory>>,
     arrivals: Option<Rc<Arrivals>>,
     /// Clients with replies that wait for the database.
     awaiting: Vec<Rc<Client>>,
@@ -99,6 +97,7 @@ impl Outcome {
             snapshots_open: 0,
             blocks: Rc::default(),
             hydration: None,
+            memory: None,
             arrivals: None,
             awaiting: Vec::new(),
             awaited: Rc::default(),
@@ -117,6 +116,13 @@ impl Outcome {
     pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
         let blocks = hydration.as_ref().map(|hydration| Rc::clone(&hydration.blocks));
         Self { hydration, blocks: blocks.unwrap_or_default(), ..self }
+    }
+
+    /// Lets `memory` know of everything that changes profiles.
+    #[must_use]
+    pub fn with_memory(self, memory: Option<Rc<Memory>>) -> Self {
+        memory.iter().for_each(|memory| memory.release(self.journal.durable()));
+        Self { memory, ..self }
     }
 
     /// Returns what the retention policy remembers, which a lost link makes void.
@@ -138,6 +144,7 @@ impl Outcome {
     /// Lets go what the journal has made durable.
     pub fn release_durable(&mut self) {
         let durable = self.journal.durable();
+        self.memory.iter().for_each(|memory| memory.release(durable));
         if self.journal.is_poisoned() {
             if !std::mem::replace(&mut self.told_of_poison, true) {
                 let cause = self.journal.poison_cause();
@@ -246,6 +253,7 @@ impl Outcome {
     pub(super) fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure<'_>) {
         let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
         *notes = rest;
+        self.forget(write, own, false);
         let mut ledger = self.ledger.borrow_mut();
         for index in 0..write.changes {
             let ticket = write.ticket + u64::from(index);
@@ -263,8 +271,10 @@ impl Outcome {
 impl Receiver for Outcome {
     type Slot = Slot;
 
-    fn may_send(&mut self, _batch: &Batch<Slot>) -> bool {
-        self.ledger.borrow_mut().commit_intents().is_ok()
+    fn may_send(&mut self, batch: &Batch<Slot>) -> bool {
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.commit_intents().is_ok()
+            && !batch.slots.iter().filter_map(Slot::ticket).any(|ticket| ledger.has_lost(ticket))
     }
 
     fn replies(&mut self, slot: &Slot, notes: &[u8], bytes: &[u8], count: u32) {
@@ -273,6 +283,12 @@ impl Receiver for Outcome {
                 client.received(count);
                 self.touch(client);
                 client.push(bytes, count);
+            }
+            Slot::Read { client, fetch, notes: length } => {
+                let key = notes.get(..*length as usize).unwrap_or_default();
+                let answer = self.read(*fetch, key, bytes);
+                client.received(count);
+                self.answer(client, answer);
             }
             Slot::Local { client, notes: length } => {
                 let reply = notes.get(..*length as usize).unwrap_or_default();
@@ -361,6 +377,12 @@ impl Receiver for Outcome {
                     self.answer_error(client, &error);
                 }
             }
+            Slot::Read { client, fetch, notes: length } => {
+                let key = notes.get(..*length as usize).unwrap_or_default();
+                self.read(*fetch, key, &[]);
+                client.received(owed);
+                self.answer_error(client, &error);
+            }
             Slot::Local { .. } => self.replies(slot, notes, &[], 0),
             // The command runs again, and is told then.
             Slot::Lookup { client, .. } => {
@@ -399,6 +421,9 @@ impl Receiver for Outcome {
 
     fn settle(&mut self) {
         let committed = self.ledger.borrow_mut().commit_outcomes();
+        if committed.is_err() {
+            self.memory.iter().for_each(|memory| memory.clear());
+        }
         let hold = match &committed {
             // Others may read what is not durable yet, so every reply of this turn waits for it.
             Ok(_) if self.always => {
@@ -426,6 +451,7 @@ impl Receiver for Outcome {
     fn recover(&mut self, batch: &mut Batch<Slot>, server: &Server) {
         self.retention.borrow_mut().forget_all();
         self.lexicon.borrow_mut().forget_all();
+        self.memory.iter().for_each(|memory| memory.link_up(server));
         self.told_of_refused_multi = false;
         // What another Redis than this one was sent cannot be read back here: an absent profile
         // would be taken for a deleted one. What is journaled stands, and the profile is checked
@@ -441,12 +467,6 @@ impl Receiver for Outcome {
             self.ask_for_doubts(batch);
         }
     }
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Names the reason in the refusal of EXEC. The client's commands were queued before it arose, at

@@ -32,8 +32,12 @@ const HISTORY_ENTRIES_MAX: usize = 1000;
 /// How long PROFILE.HISTORY waits for the database.
 const HISTORY_PATIENCE: Duration = Duration::from_secs(5);
 
-const HELP: [&str; 13] = [
+const HELP: [&str; 17] = [
     "PROFILE.<command> [<arg> ...]. Commands are:",
+    "CHECK <key> [REPAIR REDIS|DATABASE [MISSING]]",
+    "    Compare what Redis and the database hold of a profile. Return the class of drift, what",
+    "    was done, and the names of the fields that differ. REPAIR mends that side; MISSING only",
+    "    what it lacks altogether.",
     "HELP",
     "    Print this help.",
     "HISTORY <key> [COUNT <count>]",

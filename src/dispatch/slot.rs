@@ -10,6 +10,7 @@
 //! snapshot    := a change with nothing but its key
 //! executed    := length:u32 answer ( length:u32 snapshot ){looks}
 //! lookup      := the name of the command
+//! read        := the key
 //! ```
 
 use std::{cell::Cell, rc::Rc};
@@ -107,6 +108,28 @@ impl Part {
     }
 }
 
+/// What the cache asks together with a client's read, at which time of its clock.
+#[derive(Debug, Clone, Copy)]
+pub enum Fetch {
+    /// The read, and the profile's size.
+    Size,
+    /// The read is HGETALL: CACHING before it, PTTL behind it.
+    Answer { ticket: u64, asked_ms: u64 },
+    /// The read, and behind it CACHING, HGETALL and PTTL.
+    Behind { ticket: u64, asked_ms: u64 },
+}
+
+impl Fetch {
+    /// Returns the number of replies.
+    pub(super) fn replies(self) -> u32 {
+        match self {
+            Self::Size => 2,
+            Self::Answer { .. } => 3,
+            Self::Behind { .. } => 4,
+        }
+    }
+}
+
 /// A waiter on the lane.
 pub enum Slot {
     /// Replies that pass through as they are.
@@ -115,6 +138,15 @@ pub enum Slot {
         client: Rc<Client>,
         /// How many.
         replies: u32,
+    },
+    /// A read of a profile, and what the cache asks besides; the note is the key.
+    Read {
+        /// Who asked.
+        client: Rc<Client>,
+        /// What is asked, and in which order.
+        fetch: Fetch,
+        /// Bytes of notes.
+        notes: u32,
     },
     /// A reply of the proxy's own that must keep its place behind replies of the upstream.
     Local {
@@ -200,10 +232,25 @@ pub struct Look {
     pub awaited: bool,
 }
 
+impl Slot {
+    /// Returns the first ticket of the writes in it.
+    pub(super) fn ticket(&self) -> Option<u64> {
+        match self {
+            Self::Write { write, .. } => Some(write.ticket),
+            Self::Transaction { parts, .. } => parts.iter().find_map(|part| match part {
+                Part::Write(write) => Some(write.ticket),
+                _ => None,
+            }),
+            _ => None,
+        }
+    }
+}
+
 impl upstream::Slot for Slot {
     fn client(&self) -> Option<u64> {
         match self {
             Self::Forward { client, .. }
+            | Self::Read { client, .. }
             | Self::Local { client, .. }
             | Self::Joined { client, .. }
             | Self::Write { client, .. }
@@ -224,6 +271,7 @@ impl upstream::Slot for Slot {
         match self {
             Self::Forward { replies, .. } => *replies,
             Self::Local { .. } => 0,
+            Self::Read { fetch, .. } => fetch.replies(),
             Self::Joined { .. } => 1,
             Self::Write { write, .. } => write.replies,
             Self::Transaction { replies, .. } => *replies,
@@ -243,6 +291,7 @@ impl upstream::Slot for Slot {
         match self {
             Self::Forward { .. } | Self::AnyProfile { .. } | Self::Own { .. } | Self::Fence => 0,
             Self::Local { notes, .. }
+            | Self::Read { notes, .. }
             | Self::Joined { notes, .. }
             | Self::Lookup { notes, .. }
             | Self::Snapshot { notes, .. }

@@ -11,8 +11,8 @@
 use std::rc::Rc;
 
 use super::{
-    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client_command, now_ms,
-    slot::Part, write::has_pairs,
+    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client::Profiles,
+    client_command, now_ms, slot::Part, write::has_pairs,
 };
 use crate::{
     command::{self, Local, Refusal, Route, Spec, Transaction},
@@ -287,6 +287,7 @@ impl Proxy {
             return Err(CommandError::UpstreamDown);
         }
         self.room()?;
+        client.note_on_lane(Profiles::ALL);
         lane.submit(client.protocol.get(), |batch| {
             let notes_from = batch.notes.len();
             let parts = self.encode_queue(client, queue, batch, false);

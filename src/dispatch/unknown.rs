@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use super::{
     Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream,
+    client::Profiles,
     lexicon::{Meaning, Traits},
 };
 use crate::{
@@ -93,6 +94,7 @@ impl Proxy {
             return Err(CommandError::NotAuthenticated);
         }
         let queues = client.session.borrow().queue.is_some();
+        client.note_on_lane(Profiles::ALL);
         let lane = match &self.upstream {
             Upstream::Redis(lane) => lane,
             // The embedded store knows how Redis words the refusal.

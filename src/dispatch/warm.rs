@@ -5,13 +5,12 @@
 //! checked. It runs a bounded number of checks at a time and per second; clients' own touches do
 //! not wait for it.
 
-use std::{
-    collections::VecDeque,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -39,7 +38,7 @@ pub async fn warm_up(hydration: Rc<Hydration>, ended: CancellationToken) {
             let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
             while !hydration.is_trusted() {
                 let generation = hydration.generation();
-                match Pass::new(&hydration).run().await {
+                match Pass::new(&hydration, generation).run().await {
                     Ok(()) => {
                         hydration.settle(generation);
                     }
@@ -55,6 +54,8 @@ pub async fn warm_up(hydration: Rc<Hydration>, ended: CancellationToken) {
 /// One walk over all profiles.
 struct Pass<'a> {
     hydration: &'a Rc<Hydration>,
+    /// The round of checks that it belongs to.
+    generation: u64,
     running: VecDeque<Rc<Gate>>,
     started: Instant,
     begun: u64,
@@ -62,9 +63,9 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(hydration: &'a Rc<Hydration>) -> Self {
+    fn new(hydration: &'a Rc<Hydration>, generation: u64) -> Self {
         let (started, told) = (Instant::now(), Instant::now());
-        Self { hydration, running: VecDeque::new(), started, begun: 0, told }
+        Self { hydration, generation, running: VecDeque::new(), started, begun: 0, told }
     }
 
     async fn run(mut self) -> Result<(), CommandError> {
@@ -103,7 +104,7 @@ impl<'a> Pass<'a> {
 
     /// Goes over the keys in Redis that are profiles of one kind.
     async fn scan(&mut self, kind: &Kind) -> Result<(), CommandError> {
-        let glob = glob_of(kind.pattern().as_str());
+        let glob = kind.pattern().glob();
         let mut cursor = b"0".to_vec();
         loop {
             let scan: [&[u8]; 8] =
@@ -125,6 +126,10 @@ impl<'a> Pass<'a> {
 
     /// Has one profile checked unless it was, when it is its turn.
     async fn check(&mut self, key: &[u8], known: Option<Known>) -> Result<(), CommandError> {
+        // What a page of an earlier epoch says may be older than what was written since.
+        if self.hydration.generation() != self.generation {
+            return Err(CommandError::UpstreamDown);
+        }
         let Some(gate) = self.hydration.warm(key, known) else { return Ok(()) };
         self.running.push_back(gate);
         if self.running.len() >= LOADS_MAX
@@ -146,37 +151,5 @@ impl<'a> Pass<'a> {
             info!(profiles = checked, "checking profiles");
         }
         Ok(())
-    }
-}
-
-/// Writes a key pattern as Redis's MATCH has them; it also matches keys that the pattern does not.
-fn glob_of(pattern: &str) -> Vec<u8> {
-    let mut glob = Vec::new();
-    for (index, segment) in pattern.split(':').enumerate() {
-        if index > 0 {
-            glob.push(b':');
-        }
-        if segment.starts_with('{') {
-            glob.push(b'*');
-            continue;
-        }
-        for byte in segment.bytes() {
-            if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\' | b'^') {
-                glob.push(b'\\');
-            }
-            glob.push(byte);
-        }
-    }
-    glob
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_becomes_a_glob_that_takes_its_literal_text_literally() {
-        assert_eq!(glob_of("user:{id}"), b"user:*");
-        assert_eq!(glob_of("a*[b]:{x}:c?"), br"a\*\[b\]:*:c\?");
     }
 }

@@ -18,6 +18,7 @@ use std::{cell::RefMut, collections::HashSet, rc::Rc};
 use super::{
     Client, CommandError, Proxy, Slot, Upstream,
     check::Guard,
+    client::Profiles,
     now_ms,
     retention::Due,
     script,
@@ -154,6 +155,12 @@ impl Proxy {
     ) -> Result<(), CommandError> {
         if lane.state() != LinkState::Up {
             return Err(CommandError::UpstreamDown);
+        }
+        if let Some(memory) = &self.memory {
+            client.note_on_lane(match plan.profiles.is_empty() {
+                true => Profiles::one(memory.cache.borrow().hash(plan.key)),
+                false => Profiles::ALL,
+            });
         }
         lane.submit(client.protocol.get(), |batch| {
             let write = self.encode(client, plan, batch);

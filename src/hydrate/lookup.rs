@@ -39,8 +39,8 @@ pub enum Question {
 /// A place in the list of all profiles. The default is its beginning.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PageMark {
-    /// The list begins with the profiles that have pending changes; this many were seen.
-    pub pending_seen: usize,
+    /// The list begins with the profiles that have pending changes; this is the last one seen.
+    pub pending_after: Option<Vec<u8>>,
     /// Then come the rows of the database, from this text on; none while the former are not done.
     pub rows_from: Option<String>,
 }

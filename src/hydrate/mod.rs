@@ -12,6 +12,7 @@
 //! database are defined here, because those who ask and those who answer do not know each other.
 
 mod config;
+mod drift;
 mod epoch;
 mod history;
 mod lookup;
@@ -19,6 +20,7 @@ mod residency;
 mod verdict;
 
 pub use config::Config;
+pub use drift::{Drift, DriftClass, Repair, compare, remedy};
 pub use epoch::{Epoch, EpochFile, EpochRecord};
 pub use history::{HistoryEntry, HistoryError, HistoryQuestion};
 pub use lookup::{Away, Page, PageMark, Question};

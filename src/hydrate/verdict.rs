@@ -160,8 +160,13 @@ fn unknown(hash: Option<&Profile>) -> Verdict {
 }
 
 fn same(live: &Profile, hash: &Profile) -> bool {
+    live.fields == hash.fields && same_expiry(live, hash)
+}
+
+/// Tells whether two profiles expire at the same time, as far as a database can tell.
+pub(super) fn same_expiry(one: &Profile, other: &Profile) -> bool {
     let expires = |profile: &Profile| profile.expires_ms.map(|at| at.min(LATEST_MS));
-    live.fields == hash.fields && expires(live) == expires(hash)
+    expires(one) == expires(other)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Creates, opens and removes segment files.
-pub(super) trait Disk: Send + Sync {
+pub(crate) trait Disk: Send + Sync {
     /// Creates an empty file, and fails if there is one of that name.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
 
@@ -25,7 +25,7 @@ pub(super) trait Disk: Send + Sync {
 }
 
 /// One segment file, open for writing.
-pub(super) trait DiskFile: Send + Sync {
+pub(crate) trait DiskFile: Send + Sync {
     /// Writes all bytes at the offset; after an error any part of them may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 

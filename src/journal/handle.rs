@@ -34,6 +34,12 @@ impl Journal {
         &self.state
     }
 
+    /// Makes durable what was written, where a simulation stands for the thread that does it.
+    #[cfg(test)]
+    pub(crate) fn sync_now(&self) -> Result<(), JournalError> {
+        sync::pass(&self.state)
+    }
+
     /// The random id of this journal, made with its first segment: 32 hexadecimal digits.
     pub fn source(&self) -> &str {
         &self.state.source_text

@@ -25,7 +25,7 @@ mod sync;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::path::Path;
@@ -33,6 +33,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
+
+#[cfg(test)]
+pub(crate) use disk::{Disk, DiskFile};
+#[cfg(test)]
+pub(crate) use recovery::open as open_on;
 
 pub use error::JournalError;
 pub use handle::Journal;

@@ -23,7 +23,7 @@ use super::{Config, Opened, Recovery, Sequence};
 const LOCK_FILE: &str = "lock";
 
 /// Opens the journal on the disk; see `journal::open`.
-pub(super) fn open(
+pub(crate) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
     config: &Config,

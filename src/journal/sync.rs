@@ -76,6 +76,10 @@ impl SyncThread {
     pub(super) fn start(state: &Arc<State>) -> std::io::Result<SyncThread> {
         let signal = Arc::new(Signal::default());
         let wakes_on_commit = state.mode == SyncMode::Always;
+        #[cfg(test)]
+        if crate::outside::tests::is_simulated() {
+            return Ok(SyncThread { handle: None, signal, wakes_on_commit });
+        }
         let handle = thread::Builder::new().name("journal-sync".into()).spawn({
             let (state, signal) = (Arc::clone(state), Arc::clone(&signal));
             move || run(&state, &signal)

@@ -79,6 +79,11 @@ impl Writer {
         sequence
     }
 
+    /// The last record, committed or not.
+    pub fn recorded(&self) -> Sequence {
+        self.next.previous()
+    }
+
     /// Writes the batch with one write and returns the last sequence written. An empty batch costs
     /// nothing. The quota does not apply here: see `room`.
     ///

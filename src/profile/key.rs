@@ -121,6 +121,28 @@ impl KeyPattern {
         &self.text
     }
 
+    /// Writes the pattern as Redis's MATCH has them; it also matches keys that are no profiles.
+    #[must_use]
+    pub fn glob(&self) -> Vec<u8> {
+        let mut glob = Vec::new();
+        for (index, segment) in self.text.split(':').enumerate() {
+            if index > 0 {
+                glob.push(b':');
+            }
+            if segment.starts_with('{') {
+                glob.push(b'*');
+                continue;
+            }
+            for byte in segment.bytes() {
+                if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\' | b'^') {
+                    glob.push(b'\\');
+                }
+                glob.push(byte);
+            }
+        }
+        glob
+    }
+
     /// Tells whether the key is a profile of this kind.
     #[inline]
     pub fn matches(&self, key: &[u8]) -> bool {
@@ -276,6 +298,12 @@ mod tests {
         let parts: Vec<_> = pattern.capture(b"tenant:a\0:user:EMP001").collect();
         assert_eq!(parts, [("tenant", &b"a\0"[..]), ("id", &b"EMP001"[..])]);
         assert_eq!(pattern.as_str(), "tenant:{tenant}:user:{id}");
+    }
+
+    #[test]
+    fn a_pattern_becomes_a_glob_that_takes_its_literal_text_literally() {
+        assert_eq!(pattern("user:{id}").glob(), b"user:*");
+        assert_eq!(pattern("a*[b]:{x}:c?").glob(), br"a\*\[b\]:*:c\?");
     }
 
     #[test]

@@ -214,6 +214,11 @@ impl<'a> ReplyWriter<'a> {
         self.protocol
     }
 
+    /// Appends what is whole replies, or parts of one, already.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
     /// Writes a simple string.
     pub fn simple(&mut self, text: &str) {
         self.line(b'+', text.as_bytes());

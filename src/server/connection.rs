@@ -12,7 +12,6 @@ use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, task::Poll};
 
 use tokio::{
     io::{AsyncRead, ReadBuf},
-    net::{TcpStream, tcp::OwnedReadHalf},
     time::{Sleep, sleep},
 };
 
@@ -20,6 +19,7 @@ use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
     dispatch::{Client, CommandError, Gate, Late, Proxy, Step, Wanted},
+    outside::{ReadHalf, Stream},
     resp::Scanner,
     upstream::UpstreamError,
 };
@@ -34,7 +34,7 @@ const HELD_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Connection {
     shared: Rc<Shared>,
     client: Rc<Client>,
-    read: OwnedReadHalf,
+    read: ReadHalf,
     scanner: Scanner,
     /// Input that is not dispatched: part of a request, or requests that have to wait.
     pending: Vec<u8>,
@@ -73,7 +73,7 @@ impl Connection {
     /// Makes a client of a new connection and enters it into the list.
     pub(super) fn enter(
         shared: Rc<Shared>,
-        stream: TcpStream,
+        stream: Stream,
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Self {
@@ -448,7 +448,7 @@ async fn hear(private: &mut Option<Private>, proxy: &Proxy) -> Result<(), Upstre
 
 /// Reads into the buffer that all connections share; what it holds must be taken before the next
 /// await, when another connection may read.
-async fn receive(read: &mut OwnedReadHalf, shared: &Shared) -> io::Result<usize> {
+async fn receive(read: &mut ReadHalf, shared: &Shared) -> io::Result<usize> {
     poll_fn(|context| {
         let mut input = shared.input.borrow_mut();
         let mut buffer = ReadBuf::new(&mut input);

@@ -6,16 +6,17 @@ mod private;
 
 use std::{cell::RefCell, io, rc::Rc, time::Duration};
 
-use rustix::net::sockopt;
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::{JoinSet, spawn_local},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::dispatch::Proxy;
+use crate::{
+    dispatch::Proxy,
+    outside::{self, Listener, Stream},
+};
 use connection::Connection;
 
 pub use limits::{Limits, OutputLimit};
@@ -43,7 +44,7 @@ struct Shared {
 /// Accepts clients until `draining`, then lets those that are there finish, and returns when all
 /// have left or `give_up` says so.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     proxy: Rc<Proxy>,
     limits: Limits,
     draining: CancellationToken,
@@ -60,12 +61,13 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
+            biased;
             () = draining.cancelled() => break,
-            accepted = listener.accept() => accepted,
             Some(ended) = connections.join_next() => {
                 report_panic(ended);
                 continue;
             }
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => admit(&shared, stream, &mut connections),
@@ -90,7 +92,7 @@ pub async fn serve(
 }
 
 /// Lets a client in, or tells it why not.
-fn admit(shared: &Rc<Shared>, stream: TcpStream, connections: &mut JoinSet<()>) {
+fn admit(shared: &Rc<Shared>, stream: Stream, connections: &mut JoinSet<()>) {
     let metrics = &shared.proxy.metrics;
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let refusal = if !shared.proxy.auth.required() && !peer.ip().to_canonical().is_loopback() {
@@ -119,16 +121,12 @@ fn admit(shared: &Rc<Shared>, stream: TcpStream, connections: &mut JoinSet<()>) 
 
 /// Has the system find out about clients that are gone without a word, as Redis does: a probe after
 /// that time, then three in the same time again.
-fn keep_alive(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+fn keep_alive(stream: &Stream, limits: &Limits) -> io::Result<()> {
     if limits.keepalive_seconds == 0 {
         return Ok(());
     }
     let pause = Duration::from_secs(limits.keepalive_seconds);
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, pause)?;
-    sockopt::set_tcp_keepintvl(stream, (pause / 3).max(Duration::from_secs(1)))?;
-    sockopt::set_tcp_keepcnt(stream, 3)?;
-    Ok(())
+    outside::keep_alive(stream, pause, (pause / 3).max(Duration::from_secs(1)), 3)
 }
 
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
@@ -143,6 +141,6 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 ///
 /// # Errors
 /// When the address is taken or is not ours.
-pub async fn bind(address: &str) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub async fn bind(address: &str) -> io::Result<Listener> {
+    Listener::bind(address).await
 }

@@ -8,6 +8,8 @@ use super::error::SinkError;
 use super::postgres::{self, Postgres};
 use super::rows::Rows;
 use super::sqlite::{self, Sqlite};
+#[cfg(test)]
+use super::tests::memory::{self, Memory};
 use super::{Config, KindColumns};
 
 /// A page of profiles grows and shrinks so that it holds about this many bytes at most.
@@ -67,6 +69,9 @@ pub enum Database {
     Postgres(Postgres),
     /// `sqlite://path/to/file`
     Sqlite(Sqlite),
+    /// The simulated one.
+    #[cfg(test)]
+    Memory(Memory),
 }
 
 impl Database {
@@ -90,6 +95,8 @@ impl Database {
         match self {
             Self::Postgres(_) => "postgres",
             Self::Sqlite(_) => "sqlite",
+            #[cfg(test)]
+            Self::Memory(_) => "memory",
         }
     }
 
@@ -106,6 +113,8 @@ impl Database {
         match self {
             Self::Postgres(database) => database.rows(),
             Self::Sqlite(database) => database.rows(),
+            #[cfg(test)]
+            Self::Memory(database) => Rows::Memory(database.link()),
         }
     }
 
@@ -123,6 +132,8 @@ impl Database {
         match self {
             Self::Postgres(database) => Writer::Postgres(database.writer()),
             Self::Sqlite(database) => Writer::Sqlite(database.writer()),
+            #[cfg(test)]
+            Self::Memory(database) => Writer::Memory(database.link()),
         }
     }
 
@@ -130,6 +141,8 @@ impl Database {
         match self {
             Self::Postgres(database) => database.page(from, rows_max).await,
             Self::Sqlite(database) => database.page(from, rows_max).await,
+            #[cfg(test)]
+            Self::Memory(_) => Ok(Vec::new()),
         }
     }
 }
@@ -139,6 +152,8 @@ impl Database {
 pub(super) enum Writer {
     Postgres(postgres::Writer),
     Sqlite(sqlite::Writer),
+    #[cfg(test)]
+    Memory(memory::Link),
 }
 
 impl Writer {
@@ -146,6 +161,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.disconnect(),
             Self::Sqlite(writer) => writer.disconnect(),
+            #[cfg(test)]
+            Self::Memory(writer) => writer.disconnect(),
         }
     }
 
@@ -153,6 +170,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.prepare().await,
             Self::Sqlite(writer) => writer.prepare().await,
+            #[cfg(test)]
+            Self::Memory(writer) => writer.prepare().await,
         }
     }
 
@@ -160,6 +179,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.take_over(source).await,
             Self::Sqlite(writer) => writer.take_over(source).await,
+            #[cfg(test)]
+            Self::Memory(writer) => writer.take_over(source).await,
         }
     }
 
@@ -167,6 +188,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.rejoin(source, fence).await,
             Self::Sqlite(writer) => writer.rejoin(source, fence).await,
+            #[cfg(test)]
+            Self::Memory(writer) => writer.rejoin(source, fence).await,
         }
     }
 
@@ -174,6 +197,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.look(source).await,
             Self::Sqlite(writer) => writer.look(source).await,
+            #[cfg(test)]
+            Self::Memory(writer) => writer.look(source).await,
         }
     }
 
@@ -181,6 +206,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.quarantined().await,
             Self::Sqlite(writer) => writer.quarantined().await,
+            #[cfg(test)]
+            Self::Memory(writer) => writer.quarantined().await,
         }
     }
 
@@ -188,6 +215,8 @@ impl Writer {
         match self {
             Self::Postgres(writer) => writer.apply(work).await,
             Self::Sqlite(writer) => writer.apply(work).await,
+            #[cfg(test)]
+            Self::Memory(writer) => writer.apply(work).await,
         }
     }
 }

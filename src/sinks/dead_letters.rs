@@ -129,6 +129,8 @@ impl DeadLetters {
         match &mut self.writer {
             Writer::Postgres(writer) => letters!(LIST_POSTGRES, writer),
             Writer::Sqlite(writer) => letters!(LIST_SQLITE, writer),
+            #[cfg(test)]
+            Writer::Memory(_) => Ok(Vec::new()),
         }
     }
 
@@ -224,6 +226,8 @@ impl<'a> Session<'a> {
                 let connection = writer.connection().await?;
                 Ok(Self::Sqlite(connection.begin_with(sqlite::BEGIN).await?))
             }
+            #[cfg(test)]
+            Writer::Memory(_) => Err(SinkError::Address("it has no dead letters")),
         }
     }
 

@@ -9,7 +9,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -22,6 +21,7 @@ use super::oldest::oldest_change_ms;
 use super::{Config, Status};
 use crate::backoff::Backoff;
 use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
+use crate::outside;
 
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
 /// Attempts at once when another transaction was in the way.
@@ -146,6 +146,7 @@ impl Delivery {
             let idle_from = seen.max(Sequence(cursor));
             let discard_at = self.discard_at;
             tokio::select! {
+                biased;
                 () = self.journal.deliverable_past(idle_from) => {}
                 // A full journal takes no records before it learns what it can let go of.
                 () = sleep_until(discard_at.unwrap_or(self.discarded)), if discard_at.is_some() => {
@@ -493,5 +494,5 @@ fn timed_out() -> SinkError {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, DeliveryError> {
-    spawn_blocking(work).await.map_err(|_| DeliveryError::Interrupted)
+    outside::blocking(work).await.map_err(|_| DeliveryError::Interrupted)
 }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use foldhash::{HashMap, HashMapExt};
 
 use super::encoding::Fields;
+use crate::guards::Guard;
 use crate::profile::{Change, Expiry, Flush};
 
 /// What a flush has for its key and its kind in the history. No kind is called that.
@@ -248,7 +249,10 @@ impl<'a> Folded<'a> {
                 delta.apply(record.sequence, &record.change);
             }
         }
-        deltas.sort_unstable_by_key(|delta| delta.key);
+        // Two deliveries that lock the same rows must not do it in opposite order.
+        if Guard::Sorting.is_up() {
+            deltas.sort_unstable_by_key(|delta| delta.key);
+        }
         Self { deltas, differences: HashMap::new(), flush }
     }
 

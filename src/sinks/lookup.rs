@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::database::Database;
 use super::encoding::{fields_bytes, name_bytes};
@@ -24,6 +23,7 @@ use super::{Config, Status};
 use crate::guards::Guard;
 use crate::hydrate::{Away, Known, Page, PageMark, Question};
 use crate::journal::Journal;
+use crate::outside;
 
 /// Questions that are answered together.
 const QUESTIONS_MAX: usize = 256;
@@ -40,6 +40,8 @@ pub struct Lookup {
     status: Arc<Status>,
     timeout: Duration,
     overlay: Option<Overlay>,
+    /// What the rows must have: everything that the overlay does not.
+    rows_to: u64,
     overlay_from: Instant,
     away: bool,
 }
@@ -65,6 +67,7 @@ impl Lookup {
             status,
             timeout: config.timeout,
             overlay: None,
+            rows_to: 0,
             overlay_from: Instant::now(),
             away: false,
         }
@@ -154,6 +157,7 @@ impl Lookup {
     async fn lay(&mut self, delivered: u64, appended: u64) -> Result<(), SinkError> {
         if delivered >= appended {
             self.overlay = None;
+            self.rows_to = appended;
             return Ok(());
         }
         // A database that was set back has a cursor before the overlay: it lacks what was delivered
@@ -167,10 +171,11 @@ impl Lookup {
             return Err(SinkError::plain(FailureClass::Connection, "overlay"));
         }
         let journal = self.journal.clone();
-        let read = spawn_blocking(move || Overlay::read(&journal, delivered, appended)).await;
+        let read = outside::blocking(move || Overlay::read(&journal, delivered, appended)).await;
         match read {
             Ok(Ok(overlay)) => {
-                info!(records = appended - delivered, "pending changes read");
+                debug!(records = appended - delivered, "pending changes read");
+                self.rows_to = overlay.from;
                 self.overlay = Some(overlay);
                 Ok(())
             }
@@ -224,6 +229,11 @@ impl Lookup {
     ) -> Result<(Vec<StoredRow>, Vec<Letter>), SinkError> {
         self.rows.connect(self.timeout).await?;
         let reading = async {
+            // A database that was set back lacks what was delivered, which the delivery finds out
+            // later. What is read on one connection is of one state, and the cursor comes first.
+            if self.rows.cursor(self.journal.source()).await? < self.rows_to {
+                return Err(SinkError::plain(FailureClass::Connection, "set back"));
+            }
             let stored = self.rows.read(wanted).await?;
             if self.status.quarantined_keys() == 0 {
                 return Ok((stored, Vec::new()));
@@ -275,7 +285,7 @@ impl Lookup {
         self.ready(appended).await?;
         let (keys, next) = match &from.rows_from {
             Some(text) => return self.page_of_rows(text).await,
-            None => self.page_of_pending(from.pending_seen).await?,
+            None => self.page_of_pending(from.pending_after.as_deref()).await?,
         };
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         let profiles = match keys.is_empty() {
@@ -287,18 +297,19 @@ impl Lookup {
 
     async fn page_of_pending(
         &mut self,
-        seen: usize,
+        after: Option<&[u8]>,
     ) -> Result<(Vec<Vec<u8>>, PageMark), SinkError> {
         let overlay = self.overlay.as_ref();
-        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(seen, PAGE_ROWS));
+        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(after, PAGE_ROWS));
         let mut keys: Vec<Vec<u8>> = keys.map(<[u8]>::to_vec).collect();
         let full = keys.len() == PAGE_ROWS;
-        if seen == 0 && self.status.quarantined_keys() > 0 {
+        let pending_after = keys.last().cloned();
+        if after.is_none() && self.status.quarantined_keys() > 0 {
             self.rows.connect(self.timeout).await?;
             keys.extend(self.rows.quarantined().await?);
         }
         let rows_from = (!full).then(String::new);
-        Ok((keys, PageMark { pending_seen: seen + PAGE_ROWS, rows_from }))
+        Ok((keys, PageMark { pending_after, rows_from }))
     }
 
     async fn page_of_rows(&mut self, from: &str) -> Result<Page, SinkError> {

@@ -18,6 +18,7 @@ mod encoding;
 mod error;
 mod fold;
 mod history;
+mod listing;
 mod lookup;
 mod lost_tail;
 mod oldest;
@@ -32,9 +33,7 @@ mod timestamp;
 mod view;
 
 #[cfg(test)]
-mod tests;
-
-use std::time::{SystemTime, UNIX_EPOCH};
+pub(crate) mod tests;
 
 pub use config::Config;
 pub use database::{Database, LoadedProfile, Position, load_profiles};
@@ -42,6 +41,7 @@ pub use dead_letters::{DeadLetters, Retried, StoredLetter};
 pub use delivery::Delivery;
 pub use encoding::{EncodingError, fields_json, name_bytes, name_text, names_json};
 pub use error::{DeliveryError, FailureClass, SinkError};
+pub use listing::{Listing, Recorded};
 pub use lookup::Lookup;
 pub use lost_tail::lost_tail;
 pub use postgres::Postgres;
@@ -50,8 +50,4 @@ pub use sqlite::Sqlite;
 pub use status::Status;
 pub use view::{ColumnType, KindColumns};
 
-/// Milliseconds since 1970 by this machine's clock.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
+use crate::outside::now_ms;

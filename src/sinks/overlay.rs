@@ -83,8 +83,10 @@ impl Overlay {
         found.map_or(&[], |(_, pending)| pending)
     }
 
-    /// Returns some of the keys, in order.
-    pub(super) fn keys(&self, from: usize, count: usize) -> impl Iterator<Item = &[u8]> {
+    /// Returns some of the keys behind one of them, in order.
+    pub(super) fn keys(&self, after: Option<&[u8]>, count: usize) -> impl Iterator<Item = &[u8]> {
+        let passed = |key: &[u8]| after.is_some_and(|after| key <= after);
+        let from = self.profiles.partition_point(|(key, _)| passed(key));
         self.profiles.iter().skip(from).take(count).map(|(key, _)| key.as_slice())
     }
 }

@@ -12,6 +12,8 @@ use sqlx::{ConnectOptions, PgConnection, Row as _, SqliteConnection};
 use super::encoding::{fields_bytes, name_bytes, name_text, names_bytes, names_json};
 use super::error::{FailureClass, SinkError};
 use super::statements::READER_SESSION;
+#[cfg(test)]
+use super::tests::memory;
 use super::timestamp::Timestamp;
 use crate::hydrate::HistoryEntry;
 
@@ -68,6 +70,8 @@ const SQLITE_LETTERS: &str = "\
         from history where source = ?1 and key = '*' and kind = '*') as flush \
     where d.source = ?1 order by d.sequence";
 
+const CURSOR: &str = "select sequence from cursors where source = $1";
+
 const QUARANTINED: &str = "select distinct key from dead_letters where key is not null";
 
 /// One row of `profiles`, as text.
@@ -103,8 +107,16 @@ pub(super) enum Part {
 /// One connection for reading.
 #[derive(Debug)]
 pub(super) enum Rows {
-    Postgres { options: PgConnectOptions, connection: Option<PgConnection> },
-    Sqlite { options: SqliteConnectOptions, connection: Option<SqliteConnection> },
+    Postgres {
+        options: PgConnectOptions,
+        connection: Option<PgConnection>,
+    },
+    Sqlite {
+        options: SqliteConnectOptions,
+        connection: Option<SqliteConnection>,
+    },
+    #[cfg(test)]
+    Memory(memory::Link),
 }
 
 /// What is wanted of the table of profiles.
@@ -122,11 +134,17 @@ impl Rows {
         match self {
             Self::Postgres { connection, .. } => *connection = None,
             Self::Sqlite { connection, .. } => *connection = None,
+            #[cfg(test)]
+            Self::Memory(link) => link.disconnect(),
         }
     }
 
     /// Connects if there is no connection.
     pub(super) async fn connect(&mut self, limit: Duration) -> Result<(), SinkError> {
+        #[cfg(test)]
+        if let Self::Memory(link) = self {
+            return link.prepare().await;
+        }
         let connecting = async {
             match self {
                 Self::Postgres { options, connection: connection @ None } => {
@@ -148,6 +166,8 @@ impl Rows {
     /// Reads rows. Only while connected.
     pub(super) async fn read(&mut self, wanted: Wanted<'_>) -> Result<Vec<StoredRow>, SinkError> {
         match self {
+            #[cfg(test)]
+            Self::Memory(link) => link.rows(wanted).await,
             Self::Postgres { connection: Some(connection), .. } => {
                 let rows = match wanted {
                     Wanted::Keys(keys) => sqlx::query(PG_ROWS).bind(texts(keys)),
@@ -174,6 +194,29 @@ impl Rows {
         }
     }
 
+    /// Reads how far the database is with a journal; 0 where it has nothing of it. Only while
+    /// connected.
+    pub(super) async fn cursor(&mut self, source: &str) -> Result<u64, SinkError> {
+        let sequence: Option<i64> = match self {
+            #[cfg(test)]
+            Self::Memory(link) => {
+                let cursor = link.look(source).await?;
+                return Ok(cursor.map_or(0, |cursor| cursor.sequence));
+            }
+            Self::Postgres { connection: Some(connection), .. } => {
+                sqlx::query_scalar(CURSOR).bind(source).fetch_optional(connection).await?
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                sqlx::query_scalar(CURSOR)
+                    .bind(source.to_owned())
+                    .fetch_optional(connection)
+                    .await?
+            }
+            _ => return Err(not_connected()),
+        };
+        Ok(sequence.map_or(0, i64::cast_unsigned))
+    }
+
     /// Reads what was set aside of these profiles, in order. Only while connected.
     pub(super) async fn letters(
         &mut self,
@@ -181,6 +224,8 @@ impl Rows {
         keys: &[&[u8]],
     ) -> Result<Vec<Letter>, SinkError> {
         match self {
+            #[cfg(test)]
+            Self::Memory(_) => Ok(Vec::new()),
             Self::Postgres { connection: Some(connection), .. } => {
                 let query = sqlx::query(PG_LETTERS).bind(source).bind(texts(keys));
                 let rows = query.fetch_all(connection).await?;
@@ -251,6 +296,8 @@ impl Rows {
     /// Reads the keys of which anything was set aside. Only while connected.
     pub(super) async fn quarantined(&mut self) -> Result<Vec<Vec<u8>>, SinkError> {
         let keys: Vec<String> = match self {
+            #[cfg(test)]
+            Self::Memory(_) => Vec::new(),
             Self::Postgres { connection: Some(connection), .. } => {
                 sqlx::query_scalar(QUARANTINED).fetch_all(connection).await?
             }

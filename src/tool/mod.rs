@@ -1,21 +1,27 @@
-//! The subcommands for people: dead letters and the journal, beside a running proxy or without.
+//! The subcommands for people: dead letters and the journal, beside a running proxy or without;
+//! backfill, warm and verify, through a running proxy.
 //!
 //! They change nothing but what they are asked to, take no lock that a proxy holds for long, and
 //! never make tables. Output goes to stdout, faults and progress to stderr.
 
+mod checks;
 mod dead_letters;
 mod journal;
+mod link;
+mod progress;
 mod record;
+mod transfer;
+mod verify;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{fmt, io, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    config::{Config, DatabaseAddress},
+    config::{Config, DatabaseAddress, UpstreamAddress},
     journal::JournalError,
     sinks::{Database, SinkError},
 };
@@ -82,6 +88,73 @@ pub struct RecordChoice {
     json: bool,
 }
 
+/// How `backfill` and `warm` reach the proxy, and how fast they go.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct TransferTool {
+    /// The running proxy, as redis://[user:password@]host[:port]
+    ///
+    /// Without it the proxy is looked for where this configuration listens. Other users of the
+    /// machine can read a password in a flag; the variable hides it.
+    #[arg(long, value_name = "URL", env = "PROFILE_PROXY_URL", hide_env_values = true)]
+    proxy: Option<ProxyUrl>,
+    /// See to at most this many profiles in a second
+    #[arg(long, value_name = "N", default_value = "2000")]
+    rate: NonZeroU32,
+}
+
+impl TransferTool {
+    fn url(&self) -> Option<&str> {
+        self.proxy.as_ref().map(|url| url.0.as_str())
+    }
+}
+
+/// A URL as it was typed; it may hold a password, so `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(String);
+
+impl FromStr for ProxyUrl {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ProxyUrl(***)")
+    }
+}
+
+/// How `verify` goes about it.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct VerifyTool {
+    #[command(flatten)]
+    transfer: TransferTool,
+    /// Mend this side where the two differ: the other one is right
+    ///
+    /// What one side lacks altogether is brought to it either way. A profile that was deleted in
+    /// the database is deleted in Redis ('redis') or recorded again ('database'). A key that holds
+    /// something else than a hash is left alone.
+    #[arg(long, value_name = "SIDE")]
+    repair: Option<RepairedSide>,
+    /// Run again and again until stopped
+    #[arg(long)]
+    watch: bool,
+    /// With --watch: the pause between two runs
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    interval: humantime::Duration,
+}
+
+/// The side that `verify --repair` changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RepairedSide {
+    /// The database is right.
+    Redis,
+    /// Redis is right.
+    Database,
+}
+
 /// Why a tool could not do what it was asked to.
 #[derive(Debug, Error)]
 pub enum ToolError {
@@ -97,6 +170,50 @@ pub enum ToolError {
     /// Several journals have a dead letter of this number.
     #[error("several journals have a dead letter with this number; choose by --key")]
     Ambiguous,
+    /// Nothing listens where the proxy should.
+    #[error(
+        "no proxy answers at {address} ({source}): start it with this configuration \
+         (`profile-proxy serve`), or name it with --proxy"
+    )]
+    NoProxy {
+        /// Where it was looked for; without a password.
+        address: String,
+        /// The failure.
+        source: io::Error,
+    },
+    /// The connection to the proxy broke.
+    #[error("the connection to the proxy was lost ({0}); this can be run again at any time")]
+    ProxyLost(io::Error),
+    /// The proxy wants to know who this is.
+    #[error(
+        "the proxy says: {0}; name a user with --proxy redis://user:password@host:port or in the \
+         variable PROFILE_PROXY_URL"
+    )]
+    LogIn(String),
+    /// Something else listens there.
+    #[error("what answers is no proxy of this version: it does not know PROFILE.CHECK")]
+    NotThisProxy,
+    /// The proxy has refused a request of the tool.
+    #[error("the proxy says: {0}")]
+    Refused(String),
+    /// `--proxy` is no address.
+    #[error("--proxy: {0}")]
+    ProxyUrl(String),
+    /// The proxy has not checked every profile since Redis was changed.
+    #[error(
+        "the proxy is still checking every profile, because Redis was restarted or changed; run \
+         this again when its metric profile_proxy_checking is 0"
+    )]
+    NotSettled,
+    /// There are not two sides.
+    #[error(
+        "this configuration has no Redis: the embedded store is loaded from its database at each \
+         start, so there is nothing to compare or to bring over"
+    )]
+    Embedded,
+    /// A configuration that was not loaded by [`crate::config::load`].
+    #[error("the configuration has faults; `profile-proxy check` lists them")]
+    Configuration,
     /// A record was not understood when it was set aside.
     #[error(
         "its key was unknown when it was set aside, so later changes of the key may be in the \
@@ -122,8 +239,10 @@ pub enum ToolError {
 pub enum Verdict {
     /// It is.
     Fine,
-    /// It is not: damage was found, or a record is still refused.
+    /// It is not: damage or drift was found, or a record is still refused.
     Wanting,
+    /// That could not be found out for all.
+    Unsure,
 }
 
 /// Runs a tool for dead letters.
@@ -156,6 +275,42 @@ pub fn run_journal(config: &Config, tool: &JournalTool) -> Result<Verdict, ToolE
         }
         outcome => outcome,
     }
+}
+
+/// Which of the tools that go through a running proxy.
+#[derive(Debug, Clone, Copy)]
+pub enum ProxyTool<'a> {
+    /// Existing Redis data into the database.
+    Backfill(&'a TransferTool),
+    /// The database into Redis.
+    Warm(&'a TransferTool),
+    /// Compare both.
+    Verify(&'a VerifyTool),
+}
+
+/// Runs a tool that goes through a running proxy.
+///
+/// # Errors
+/// When the proxy or the database cannot be reached.
+pub fn run_through_proxy(config: &Config, tool: ProxyTool<'_>) -> Result<Verdict, ToolError> {
+    if config.upstream == UpstreamAddress::Embedded {
+        return Err(ToolError::Embedded);
+    }
+    let runtime = new_runtime()?;
+    let inside = runtime.enter();
+    let database = open_database(config)?;
+    drop(inside);
+    let mut out = io::stdout();
+    let running = async {
+        match tool {
+            ProxyTool::Backfill(tool) => {
+                transfer::backfill(config, &database, tool, &mut out).await
+            }
+            ProxyTool::Warm(tool) => transfer::warm(config, &database, tool, &mut out).await,
+            ProxyTool::Verify(tool) => verify::run(config, &database, tool, &mut out).await,
+        }
+    };
+    runtime.block_on(Box::pin(running))
 }
 
 fn new_runtime() -> Result<Runtime, ToolError> {

@@ -6,15 +6,12 @@
 
 use std::time::Duration;
 
-use rustix::net::sockopt;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Config, RedisAddress, UpstreamError};
 use crate::{
     guards::Guard,
+    outside::{Stream, keep_alive},
     resp::{Framer, ReplyKind, integer, push_command},
 };
 
@@ -26,7 +23,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// A link that is ready for use, in RESP2 and with the right database selected.
 pub(super) struct Greeting {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     /// `redis_version` as Redis states it.
     pub(super) version: String,
     /// Which life of which Redis it is.
@@ -85,7 +82,7 @@ pub(super) async fn connect(
 
 /// A private link that is logged in, in RESP2 and in the profiles' database.
 pub(super) struct PrivateGreeting {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     /// Its id at Redis; 0 where an ACL withholds it.
     pub(super) id: u64,
     /// Which Redis it is; nothing while that is busy with a script.
@@ -172,16 +169,9 @@ fn knows_expiry_times(version: &str) -> bool {
     major.is_none_or(|major| major >= 7)
 }
 
-fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
-    Ok(sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?)
-}
-
 /// One question and one answer at a time.
 pub(super) struct Talk {
-    stream: TcpStream,
+    stream: Stream,
     input: Vec<u8>,
 }
 
@@ -194,10 +184,10 @@ impl Talk {
     }
 
     async fn begin(address: &RedisAddress) -> Result<Self, UpstreamError> {
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        let stream = Stream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
         // A private link may wait for ever for a machine that is gone without a word.
-        keep_alive(&stream)?;
+        keep_alive(&stream, KEEPALIVE_IDLE, KEEPALIVE_PAUSE, KEEPALIVE_PROBES)?;
         Ok(Self { stream, input: Vec::new() })
     }
 

@@ -168,6 +168,7 @@ impl<S: Slot> Lane<S> {
         let mut told = false;
         loop {
             let greeting = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 greeting = handshake::connect(&address, &config, &name) => greeting,
             };
@@ -199,6 +200,7 @@ impl<S: Slot> Lane<S> {
                 }
             }
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(backoff.next_delay()) => {}
             }
@@ -226,6 +228,7 @@ impl<S: Slot> Lane<S> {
         self.queue.state.set(LinkState::Up);
         self.queue.attempted.notify_one();
         let end = tokio::select! {
+            biased;
             () = cancel.cancelled() => None,
             () = self.queue.home.suspected(Instant::now()) => Some(UpstreamError::Elsewhere),
             end = link.carry(&self.queue, receiver) => Some(end),

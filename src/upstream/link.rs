@@ -7,7 +7,6 @@ use std::{cell::RefCell, collections::VecDeque, pin::Pin, rc::Rc, sync::Arc, tim
 
 use tokio::{
     io::AsyncReadExt,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
     time::{Instant, Sleep, sleep},
 };
 
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    outside::{ReadHalf, WriteHalf},
     resp::{Framer, Protocol, ReplyKind},
 };
 
@@ -48,10 +48,13 @@ pub(super) struct Flight<S> {
 }
 
 pub(super) struct Link<S> {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf,
+    write: WriteHalf,
     framer: Framer,
     input: Vec<u8>,
+    /// Whole replies at the front of the input, and their bytes, for a slot that wants them with
+    /// those that are still to come.
+    partial: (u32, usize),
     output: Output,
     flights: VecDeque<Flight<S>>,
     spare: Vec<Batch<S>>,
@@ -82,6 +85,7 @@ impl<S: Slot> Link<S> {
             write,
             framer: Framer::default(),
             input: Vec::with_capacity(READ_BYTES),
+            partial: (0, 0),
             output: Output::new(UNSENT_BYTES_MAX),
             flights: VecDeque::new(),
             spare: Vec::new(),
@@ -296,7 +300,8 @@ impl<S: Slot> Link<S> {
     /// Frames what has been read and hands it to the slots in their order.
     fn hand_over<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) -> Result<(), UpstreamError> {
         // Replies between `start` and `end` are whole and belong to the slot whose turn it is.
-        let (mut start, mut end, mut count) = (0, 0, 0);
+        let (mut count, mut end) = std::mem::take(&mut self.partial);
+        let mut start = 0;
         let mut result = Ok(());
         loop {
             self.finish_flights(receiver);
@@ -309,32 +314,29 @@ impl<S: Slot> Link<S> {
                 }
             };
             let reply = self.input.get(end..end + framed).unwrap_or_default();
-            let push = ReplyKind::of(reply) == ReplyKind::Push;
+            // It answers nothing and may come anywhere, also between the replies of one slot.
+            if ReplyKind::of(reply) == ReplyKind::Push {
+                self.input.drain(end..end + framed);
+                continue;
+            }
             let Some(flight) = self.flights.front_mut() else {
-                if push {
-                    end += framed;
-                    start = end;
-                    continue;
-                }
                 result = Err(UpstreamError::StrayReply);
                 break;
             };
             // A request of which not a byte has left cannot have been answered.
-            if !push && flight.starts_at >= self.output.sent() {
+            if flight.starts_at >= self.output.sent() {
                 result = Err(UpstreamError::StrayReply);
                 break;
             }
-            if push || flight.swallow > 0 {
-                // A run that was begun ends here: the bytes in between are nobody's.
-                if count > 0 && !flight.is_whole() {
-                    flight.deliver(receiver, &self.input, start..end, count);
-                } else if count > 0 {
+            if flight.swallow > 0 {
+                // Nothing of the flight can be before its own first reply.
+                if count > 0 {
                     result = Err(UpstreamError::StrayReply);
                     break;
                 }
-                flight.swallow -= u32::from(!push);
+                flight.swallow -= 1;
                 end += framed;
-                (start, count) = (end, 0);
+                start = end;
                 continue;
             }
             end += framed;
@@ -351,8 +353,8 @@ impl<S: Slot> Link<S> {
             flight.deliver(receiver, &self.input, start..end, count);
             start = end;
         } else if count > 0 {
-            // The slot wants its replies together: they are framed once more with the rest.
-            self.framer = Framer::default();
+            // The slot wants its replies together.
+            self.partial = (count, end - start);
         }
         self.input.drain(..start);
         if self.input.is_empty() {

@@ -1,8 +1,7 @@
 //! The bytes on their way to Redis that the socket has not taken yet.
 
-use tokio::net::tcp::OwnedWriteHalf;
-
 use super::UpstreamError;
+use crate::outside::WriteHalf;
 
 /// What waits for a socket. Its memory is kept for reuse, up to a bound.
 pub(super) struct Output {
@@ -34,7 +33,7 @@ impl Output {
     }
 
     /// Writes as much as the socket takes now.
-    pub(super) fn write_to(&mut self, socket: &OwnedWriteHalf) -> Result<(), UpstreamError> {
+    pub(super) fn write_to(&mut self, socket: &WriteHalf) -> Result<(), UpstreamError> {
         while self.unsent() > 0 {
             match socket.try_write(self.bytes.get(self.written..).unwrap_or_default()) {
                 Ok(0) => return Err(UpstreamError::Closed),

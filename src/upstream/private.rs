@@ -6,14 +6,14 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use tokio::{
-    io::AsyncReadExt,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
-};
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{RedisAddress, UpstreamError, handshake, handshake::PrivateGreeting, output::Output};
-use crate::resp::{Framer, ReplyKind};
+use crate::{
+    outside::{ReadHalf, WriteHalf},
+    resp::{Framer, ReplyKind},
+};
 
 /// Room for replies that an idle link keeps.
 const KEPT_BYTES_MAX: usize = 16 << 10;
@@ -25,8 +25,8 @@ const FAREWELL_BYTES_MAX: usize = 1 << 20;
 
 /// One connection to Redis, held by one client or by the pool.
 pub struct PrivateLink {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf,
+    write: WriteHalf,
     framer: Framer,
     input: Vec<u8>,
     output: Output,

@@ -214,6 +214,15 @@ fn b2_pushes_between_replies_go_to_nobody() {
     assert_eq!(client.reply(), Reply::text("B"));
     link.reply(format!("{}$1\r\nC\r\n{push}", &push[7..]));
     assert_eq!(client.reply(), Reply::text("C"));
+    // Also between replies that belong together, which come in pieces.
+    send(&mut client, "HDEL user:1 f");
+    link.expect("HDEL user:1 f");
+    link.expect("EXISTS user:1");
+    for piece in [":1\r\n", push, &push[..9], &push[9..], ":", "1\r\n"] {
+        link.reply(piece);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(client.reply(), Reply::Integer(1));
     assert_serves(&proxy, &mut link);
 }
 

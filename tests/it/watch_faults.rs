@@ -336,3 +336,36 @@ fn a_flush_in_doubt_waits_for_transactions_on_private_links() {
     assert_eq!(keys, ["*", "user:2", "user:1"]);
     assert_eq!(setup.database_profiles().into_keys().collect::<Vec<_>>(), ["user:1"]);
 }
+
+/// What a transaction has written and nobody has journaled yet would be taken for drift, and undone.
+#[test]
+fn a_profile_is_compared_behind_the_transaction_that_writes_it() {
+    let Scene { mut lane, mut link, setup, mut client, .. } = Scene::new(Proxy::options());
+    setup.proxy.wait_until_checked();
+    let look = |lane: &mut FakeLink| {
+        for line in ["HGETALL user:1", "PEXPIRETIME user:1", "TIME"] {
+            lane.expect(line);
+        }
+        lane.reply("*2\r\n$1\r\na\r\n$1\r\n2\r\n:-1\r\n*2\r\n$10\r\n1700000000\r\n$1\r\n0\r\n");
+    };
+    let (mut tool, mut reader) = (setup.proxy.client(), setup.proxy.client());
+    tool.send(words("PROFILE.CHECK user:1 REPAIR database"));
+    look(&mut lane);
+    lane.assert_quiet(PAUSE);
+    reader.send(words("HGET user:1 a"));
+    lane.assert_quiet(PAUSE);
+    link.reply(EXECUTED);
+    read_back(&mut lane, &["user:1", "user:2"]);
+    assert_eq!(client.reply().items().len(), 3);
+    // Whatever waits for Redis in either protocol goes out before the look that counts.
+    for line in ["PING", "HELLO 3", "PING", "HELLO 2"] {
+        lane.expect(line);
+        lane.reply(if line == "PING" { "+PONG\r\n" } else { "*0\r\n" });
+    }
+    look(&mut lane);
+    assert_eq!(tool.reply_bytes(), b"*2\r\n$4\r\nsame\r\n$7\r\nnothing\r\n");
+    lane.expect("HGET user:1 a");
+    lane.reply("$1\r\n2\r\n");
+    assert_eq!(reader.reply(), Reply::text("2"));
+    assert_recorded(&setup, &["HINCRBY", "DEL"]);
+}

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use crate::journal::disk::{Disk, DiskFile, RealDisk};
 
 #[derive(Clone, Default)]
-pub(super) struct FaultyDisk(Arc<Shared>);
+pub(crate) struct FaultyDisk(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -37,7 +37,7 @@ struct State {
 
 impl FaultyDisk {
     /// A disk on which everything in the directory is durable.
-    pub(super) fn holding(directory: &Path) -> FaultyDisk {
+    pub(crate) fn holding(directory: &Path) -> FaultyDisk {
         let disk = FaultyDisk::default();
         let mut state = disk.0.state.lock().unwrap();
         state.synced = super::files(directory).into_iter().collect();
@@ -47,7 +47,7 @@ impl FaultyDisk {
     }
 
     /// A disk that knows of the files in `to` what this one knows of those in `from`.
-    pub(super) fn moved(&self, from: &Path, to: &Path) -> FaultyDisk {
+    pub(crate) fn moved(&self, from: &Path, to: &Path) -> FaultyDisk {
         let disk = FaultyDisk::default();
         let (old, mut new) = (self.0.state.lock().unwrap(), disk.0.state.lock().unwrap());
         let moved = |path: &Path| to.join(path.strip_prefix(from).unwrap());
@@ -57,39 +57,39 @@ impl FaultyDisk {
         disk
     }
 
-    pub(super) fn fail_syncs(&self) {
+    pub(crate) fn fail_syncs(&self) {
         self.0.state.lock().unwrap().fails_syncs = true;
     }
 
-    pub(super) fn fail_directory_syncs(&self) {
+    pub(crate) fn fail_directory_syncs(&self) {
         self.0.state.lock().unwrap().fails_directory_syncs = true;
     }
 
-    pub(super) fn panic_on_sync(&self) {
+    pub(crate) fn panic_on_sync(&self) {
         self.0.state.lock().unwrap().panics_on_sync = true;
     }
 
-    pub(super) fn limit_space(&self, bytes: u64) {
+    pub(crate) fn limit_space(&self, bytes: u64) {
         self.0.state.lock().unwrap().space = Some(bytes);
     }
 
     /// Lets syncs begin but not end until the guard is dropped, which a failing test does too.
-    pub(super) fn block_syncs(&self) -> BlockedSyncs {
+    pub(crate) fn block_syncs(&self) -> BlockedSyncs {
         self.0.state.lock().unwrap().blocks_syncs = true;
         BlockedSyncs(self.clone())
     }
 
-    pub(super) fn syncs_begun(&self) -> u64 {
+    pub(crate) fn syncs_begun(&self) -> u64 {
         self.0.state.lock().unwrap().syncs_begun
     }
 
-    pub(super) fn writes(&self) -> u64 {
+    pub(crate) fn writes(&self) -> u64 {
         self.0.state.lock().unwrap().writes
     }
 
     /// Leaves in `to` what a power failure now would leave; of the files that `survives` names
     /// everything, as if the kernel had happened to write them out.
-    pub(super) fn power_failure(&self, from: &Path, to: &Path, survives: impl Fn(&Path) -> bool) {
+    pub(crate) fn power_failure(&self, from: &Path, to: &Path, survives: impl Fn(&Path) -> bool) {
         let state = self.0.state.lock().unwrap();
         for (path, bytes) in super::files(from) {
             let target = to.join(path.file_name().unwrap());
@@ -107,7 +107,7 @@ impl FaultyDisk {
     }
 }
 
-pub(super) struct BlockedSyncs(FaultyDisk);
+pub(crate) struct BlockedSyncs(FaultyDisk);
 
 impl Drop for BlockedSyncs {
     fn drop(&mut self) {

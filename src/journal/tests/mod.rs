@@ -14,7 +14,7 @@ use bytesize::ByteSize;
 use super::*;
 use faulty::FaultyDisk;
 
-mod faulty;
+pub(crate) mod faulty;
 
 /// A configuration with segments as small as that; the quota is far away.
 fn small(sync: SyncMode, segment_bytes_max: u64) -> Config {

@@ -5,6 +5,7 @@ mod deliveries;
 mod equivalence;
 mod fold;
 mod lookups;
+pub(crate) mod memory;
 mod model;
 mod outage;
 mod overlay;

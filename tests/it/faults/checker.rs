@@ -139,11 +139,21 @@ impl Replay<'_> {
         for (row, owner) in self.rows.clone() {
             let before = self.states.last().cloned().unwrap_or_default();
             let mut after: Vec<State> = Vec::new();
+            // Each state has its own explanation; a write that one of them does without is left.
+            let mut left: HashSet<u64> = HashSet::new();
             for state in &before {
-                match owner {
-                    Some(operation) => after.extend(step(operation, row, state)),
-                    None => after.extend(recovered(row, state, &mut suspects)),
-                }
+                let Some(operation) = owner else {
+                    let mut unused = suspects.clone();
+                    if let Some(found) = recovered(row, state, &mut unused) {
+                        after.push(found);
+                        left.extend(unused.iter().map(|operation| operation.number));
+                    }
+                    continue;
+                };
+                after.extend(step(operation, row, state));
+            }
+            if owner.is_none() {
+                suspects.retain(|operation| left.contains(&operation.number));
             }
             after.sort();
             after.dedup();
@@ -224,13 +234,14 @@ fn step(operation: &Operation, row: &Row, before: &State) -> Vec<State> {
             Action::Add { field, .. } => {
                 answer == Answer::Number(row.changed[field].parse().unwrap_or(i64::MIN))
             }
-            Action::Remove(_) | Action::Delete => row.deleted == state.is_none(),
-            // An expiry that has passed already is a deletion.
-            Action::Expire { .. } if row.deleted => {
+            // An expiry that has passed already is a deletion, and so is one that has passed when it
+            // is looked whether the removal has left anything.
+            Action::Remove(_) | Action::Expire { .. } if row.deleted => {
                 let gone = seen_during(&state, window).contains(&None);
                 state = None;
                 gone
             }
+            Action::Remove(_) | Action::Delete => row.deleted == state.is_none(),
             Action::Expire { .. } => true,
             Action::Read | Action::ReadField(_) => false,
         };
@@ -246,8 +257,10 @@ fn step(operation: &Operation, row: &Row, before: &State) -> Vec<State> {
 /// Takes those away from the suspects.
 fn recovered(row: &Row, before: &State, suspects: &mut Vec<&Operation>) -> Option<State> {
     let at = (row.at_ms, row.at_ms);
-    let targets: BTreeSet<State> =
+    let mut targets: BTreeSet<State> =
         seen_during(before, at).iter().map(|base| apply_row(row, base)).collect();
+    // A profile that was found is one, whatever was left of it to change.
+    targets.retain(|target| target.is_none() == row.deleted);
     let mut possible: Vec<&Operation> =
         suspects.iter().copied().filter(|o| o.invoked_us / 1000 <= row.at_ms).collect();
     possible.reverse();

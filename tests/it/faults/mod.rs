@@ -14,7 +14,7 @@ mod checker_tests;
 mod load;
 mod model;
 mod observe;
-mod relay;
+pub(crate) mod relay;
 mod report;
 mod rig;
 mod schedule;

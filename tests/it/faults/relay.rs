@@ -17,7 +17,7 @@ const NO_LIMIT: i64 = i64::MAX;
 
 /// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     /// To the server.
     Up,
     /// To the client.
@@ -25,7 +25,7 @@ pub(super) enum Direction {
 }
 
 /// A port that stands for another one; its threads end when it is dropped.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     port: u16,
     control: Arc<Control>,
 }
@@ -35,13 +35,17 @@ struct Control {
     /// Connections of an older epoch are cut.
     epoch: AtomicU64,
     stalled: [AtomicBool; 2],
+    /// Connections so far.
+    opened: AtomicU64,
+    /// What the first so many connections send is held back.
+    held: AtomicU64,
     bytes_left: [AtomicI64; 2],
     ended: AtomicBool,
 }
 
 impl Relay {
     /// Listens on a free port and passes on to `target`.
-    pub(super) fn start(target: &str) -> Relay {
+    pub(crate) fn start(target: &str) -> Relay {
         let bound = (0..8).find_map(|_| {
             let port = free_port();
             Some((port, TcpListener::bind(("127.0.0.1", port)).ok()?))
@@ -52,6 +56,8 @@ impl Relay {
             target: target.to_owned(),
             epoch: AtomicU64::new(0),
             stalled: Default::default(),
+            opened: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             bytes_left: [AtomicI64::new(NO_LIMIT), AtomicI64::new(NO_LIMIT)],
             ended: AtomicBool::new(false),
         });
@@ -61,28 +67,34 @@ impl Relay {
     }
 
     /// `127.0.0.1:port`.
-    pub(super) fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// Ends all connections; what was on its way is lost.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.control.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Ends all connections when so many more bytes have gone in a direction.
-    pub(super) fn cut_after(&self, direction: Direction, bytes: u64) {
+    pub(crate) fn cut_after(&self, direction: Direction, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(NO_LIMIT);
         self.control.bytes_left[direction as usize].store(bytes, Ordering::SeqCst);
     }
 
     /// Holds bytes back, or lets them go.
-    pub(super) fn stall(&self, direction: Direction, on: bool) {
+    pub(crate) fn stall(&self, direction: Direction, on: bool) {
         self.control.stalled[direction as usize].store(on, Ordering::SeqCst);
     }
 
+    /// Holds back what the connections of now send, and nothing of those to come.
+    pub(crate) fn hold_present(&self) {
+        self.control.held.store(self.control.opened.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
     /// Takes all disturbances back.
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
+        self.control.held.store(0, Ordering::SeqCst);
         for direction in [Direction::Up, Direction::Down] {
             self.stall(direction, false);
             self.control.bytes_left[direction as usize].store(NO_LIMIT, Ordering::SeqCst);
@@ -106,11 +118,13 @@ fn accept(listener: &TcpListener, control: &Arc<Control>) {
         let epoch = control.epoch.load(Ordering::SeqCst);
         // A server that is away looks like one that hangs up.
         let Ok(server) = TcpStream::connect(&control.target) else { continue };
+        let number = control.opened.fetch_add(1, Ordering::SeqCst);
         for (from, to, direction) in
             [(&client, &server, Direction::Up), (&server, &client, Direction::Down)]
         {
             let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
-            let pump = Pump { from, to, direction, epoch, control: Arc::clone(control) };
+            let control = Arc::clone(control);
+            let pump = Pump { from, to, direction, number, epoch, control };
             thread::spawn(move || pump.run());
         }
     }
@@ -121,6 +135,7 @@ struct Pump {
     from: TcpStream,
     to: TcpStream,
     direction: Direction,
+    number: u64,
     epoch: u64,
     control: Arc<Control>,
 }
@@ -175,7 +190,9 @@ impl Pump {
     }
 
     fn is_stalled(&self) -> bool {
-        self.control.stalled[self.direction as usize].load(Ordering::SeqCst)
+        let held = self.number < self.control.held.load(Ordering::SeqCst);
+        held && self.direction == Direction::Up
+            || self.control.stalled[self.direction as usize].load(Ordering::SeqCst)
     }
 
     fn is_cut(&self) -> bool {

@@ -40,7 +40,8 @@ impl FakeUpstream {
     /// Starts a proxy before this upstream, and takes its first link.
     #[track_caller]
     pub(crate) fn start_proxy(&self, options: ProxyOptions) -> (Proxy, FakeLink) {
-        let options = options.upstream(self.url());
+        // Nothing but what the test has asked for, and no connection besides the lane.
+        let options = options.upstream(self.url()).without_memory();
         thread::scope(|scope| {
             let link = scope.spawn(|| self.accept());
             let proxy = options.start();
@@ -122,6 +123,25 @@ impl FakeLink {
             let count = self.fill().expect("a request within the time limit");
             assert!(count > 0, "the proxy has closed the link, after {}", shown(&self.buffer));
         }
+    }
+
+    /// The next request, unless the proxy has closed the link.
+    pub(crate) fn next_request(&mut self) -> Option<Vec<Vec<u8>>> {
+        loop {
+            if let Some((arguments, length)) = parse(&self.buffer) {
+                self.buffer.drain(..length);
+                return Some(arguments);
+            }
+            if self.fill().ok()? == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Another handle to the same connection, for sending.
+    pub(crate) fn sender(&self) -> FakeLink {
+        let stream = self.stream.try_clone().expect("a second handle");
+        FakeLink { stream, buffer: Vec::new() }
     }
 
     /// The next request as words in one line, which is how tests compare it.

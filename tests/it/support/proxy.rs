@@ -54,6 +54,16 @@ impl ProxyOptions {
         self
     }
 
+    /// Reads go to the upstream, every one of them.
+    pub(crate) fn without_memory(mut self) -> Self {
+        const SHIPPED: &str = include_str!("../../../config/profile-proxy.toml");
+        self.config = Some(match self.config {
+            Some(text) => format!("{text}\n[cache]\nenabled = false\n"),
+            None => SHIPPED.replace("enabled = true ", "enabled = false"),
+        });
+        self
+    }
+
     /// An environment variable of the proxy.
     pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -363,6 +373,14 @@ impl Proxy {
     pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
         let mut command = self.command_line();
         command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
+    }
+
+    /// Starts a subcommand with the configuration of this proxy.
+    #[track_caller]
+    pub(crate) fn start_tool(&self, arguments: &[&str]) -> Process {
+        let mut command = self.command_line();
+        command.args(arguments).stdin(Stdio::null());
+        Process::spawn(&mut command, "KILL").expect("the binary runs")
     }
 
     /// Starts it again without waiting until it is ready.

@@ -1,0 +1,249 @@
+//! A Redis: the embedded store behind connections, with transactions, the names of connections, and
+//! what a restart leaves.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+
+use super::schedule::Persistence;
+use super::story::{Fields, Profile};
+use super::world::World;
+use crate::engine::Engine;
+use crate::outside::tests::{Life, Stream, Wire, connection};
+use crate::resp::{Elements, Limits, Protocol, ReplyWriter, Request, Scanner, push_command};
+
+/// One Redis, and the machine that it runs on.
+#[derive(Clone)]
+pub(super) struct Redis(Rc<RefCell<Server>>);
+
+struct Server {
+    world: Rc<World>,
+    engine: Engine,
+    /// The number of the process.
+    run: u64,
+    away: bool,
+    next_id: u64,
+    connections: BTreeMap<u64, (String, Wire)>,
+    dump: Vec<(String, Profile)>,
+    accepted: mpsc::Sender<(u64, Stream)>,
+}
+
+/// What a connection remembers.
+struct Talk {
+    redis: Redis,
+    id: u64,
+    protocol: Protocol,
+    queue: Option<Vec<Vec<u8>>>,
+}
+
+impl Redis {
+    pub(super) fn new(world: &Rc<World>) -> Redis {
+        let (accepted, mut streams) = mpsc::channel(64);
+        let redis = Redis(Rc::new(RefCell::new(Server {
+            world: Rc::clone(world),
+            engine: Engine::new(),
+            run: 1,
+            away: false,
+            next_id: 1,
+            connections: BTreeMap::new(),
+            dump: Vec::new(),
+            accepted,
+        })));
+        let server = redis.clone();
+        spawn_local(async move {
+            while let Some((id, stream)) = streams.recv().await {
+                spawn_local(server.clone().serve(id, stream));
+            }
+        });
+        redis
+    }
+
+    pub(super) fn connect(&self, life: &Arc<Life>) -> io::Result<Stream> {
+        let mut server = self.0.borrow_mut();
+        if server.away {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (ours, theirs, wire) = connection(life);
+        let id = server.next_id;
+        server.next_id += 1;
+        server.connections.insert(id, (String::new(), wire));
+        let _ = server.accepted.try_send((id, theirs));
+        Ok(ours)
+    }
+
+    /// The connections that are open.
+    pub(super) fn wires(&self) -> Vec<Wire> {
+        self.0.borrow().connections.values().map(|(_, wire)| wire.clone()).collect()
+    }
+
+    /// Ends the process; what it has not been sent yet is lost.
+    pub(super) fn kill(&self) {
+        let mut server = self.0.borrow_mut();
+        server.away = true;
+        server.connections.values().for_each(|(_, wire)| wire.cut());
+        server.connections.clear();
+    }
+
+    /// Starts a new process.
+    pub(super) fn start(&self, persistence: Persistence) {
+        let mut server = self.0.borrow_mut();
+        if !server.away {
+            return;
+        }
+        server.away = false;
+        server.run += 1;
+        if persistence == Persistence::Kept {
+            return;
+        }
+        let mut engine = Engine::new();
+        if persistence == Persistence::Stale {
+            for (key, profile) in &server.dump {
+                let pairs = profile.fields.iter();
+                let pairs = pairs.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+                engine.load(key.as_bytes(), pairs, profile.expires_ms);
+            }
+        }
+        server.engine = engine;
+    }
+
+    /// Keeps what it holds for a later start.
+    pub(super) fn save(&self, keys: &[String]) {
+        let dump = keys.iter().filter_map(|key| Some((key.clone(), self.held(key)?))).collect();
+        self.0.borrow_mut().dump = dump;
+    }
+
+    /// What it holds under a key, asked past the proxy.
+    pub(super) fn held(&self, key: &str) -> Option<Profile> {
+        let mut server = self.0.borrow_mut();
+        let now_ms = server.world.now_ms();
+        let (mut request, mut reply) = (Vec::new(), Vec::new());
+        push_command(&mut request, &[b"HGETALL", key.as_bytes()], |_, _| {});
+        with_request(&request, |request| {
+            let mut writer = ReplyWriter::new(&mut reply, Protocol::Resp2);
+            server.engine.execute(now_ms, &request, &mut writer);
+        });
+        let expires_ms = server.engine.expires_ms(now_ms, key.as_bytes())?;
+        Some(Profile { fields: pairs(&reply), expires_ms })
+    }
+
+    async fn serve(self, id: u64, mut stream: Stream) {
+        let world = Rc::clone(&self.0.borrow().world);
+        let mut talk = Talk { redis: self.clone(), id, protocol: Protocol::Resp2, queue: None };
+        let mut scanner = Scanner::new(Limits::default());
+        scanner.authenticated(true);
+        let mut input = Vec::new();
+        while let Ok(1..) = stream.read_buf(&mut input).await {
+            let mut output = Vec::new();
+            while let Ok(Some(length)) = scanner.scan(&input) {
+                talk.take(&scanner.request(&input[..length]), &mut output);
+                input.drain(..length);
+            }
+            world.pause(2).await;
+            if stream.write_all(&output).await.is_err() {
+                break;
+            }
+            world.pause(1).await;
+        }
+        self.0.borrow_mut().connections.remove(&id);
+    }
+}
+
+impl Talk {
+    /// Takes a request: at once, or for EXEC.
+    fn take(&mut self, request: &Request<'_>, output: &mut Vec<u8>) {
+        let name = request.argument(0).to_ascii_lowercase();
+        let mut reply = ReplyWriter::new(output, self.protocol);
+        match (name.as_slice(), &mut self.queue) {
+            (b"multi", None) => {
+                self.queue = Some(Vec::new());
+                reply.ok();
+            }
+            (b"exec", queue @ Some(_)) => {
+                let queue = queue.take().unwrap_or_default();
+                reply.array(queue.len());
+                for bytes in queue {
+                    with_request(&bytes, |request| self.run(&request, output));
+                }
+            }
+            (_, Some(queue)) => {
+                queue.push(request.bytes().to_vec());
+                reply.simple("QUEUED");
+            }
+            _ => self.run(request, output),
+        }
+    }
+
+    fn run(&mut self, request: &Request<'_>, output: &mut Vec<u8>) {
+        let mut server = self.redis.0.borrow_mut();
+        let now_ms = server.world.now_ms();
+        let words: Vec<String> = (0..2)
+            .map(|at| String::from_utf8_lossy(request.argument(at)).to_ascii_lowercase())
+            .collect();
+        if words[0] == "hello" {
+            let version = request.argument(1);
+            self.protocol = if version == b"3" { Protocol::Resp3 } else { Protocol::Resp2 };
+        }
+        let mut reply = ReplyWriter::new(output, self.protocol);
+        let text = |at: usize| String::from_utf8_lossy(request.argument(at)).into_owned();
+        match (words[0].as_str(), words[1].as_str()) {
+            ("hello", _) => {
+                reply.map(1);
+                reply.bulk(b"proto");
+                reply.integer(if self.protocol == Protocol::Resp3 { 3 } else { 2 });
+            }
+            ("ping", _) => reply.simple("PONG"),
+            ("echo", _) => reply.bulk(request.argument(1)),
+            ("info", _) => {
+                let run = server.run;
+                let info = format!(
+                    "redis_version:7.0.15\r\nrun_id:{run:040}\r\nrole:master\r\n\
+                     master_replid:{run:040}\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
+                );
+                reply.verbatim(info.as_bytes());
+            }
+            ("client", "id") => reply.integer(self.id as i64),
+            ("client", "setname") => {
+                if let Some((name, _)) = server.connections.get_mut(&self.id) {
+                    *name = text(2);
+                }
+                reply.ok();
+            }
+            ("client", "list") => {
+                let lines = server.connections.iter();
+                let lines = lines.map(|(id, (name, _))| format!("id={id} name={name} db=0\n"));
+                reply.verbatim(lines.collect::<String>().as_bytes());
+            }
+            ("client", "kill") => {
+                let killed = text(3).parse().ok().and_then(|id| server.connections.remove(&id));
+                killed.iter().for_each(|(_, wire)| wire.cut());
+                reply.integer(i64::from(killed.is_some()));
+            }
+            _ => server.engine.execute(now_ms, request, &mut reply),
+        }
+    }
+}
+
+/// Reads whole request bytes.
+fn with_request(bytes: &[u8], act: impl FnOnce(Request<'_>)) {
+    let mut scanner = Scanner::new(Limits::default());
+    scanner.authenticated(true);
+    let length = scanner.scan(bytes).expect("a request").expect("a whole request");
+    act(scanner.request(&bytes[..length]));
+}
+
+/// The pairs of a reply to HGETALL.
+pub(super) fn pairs(reply: &[u8]) -> Fields {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut elements = Elements::of(reply);
+    let mut pairs = Fields::new();
+    while let (Some(name), Some(value)) = (elements.next(), elements.next()) {
+        pairs.insert(text(name), text(value));
+    }
+    pairs
+}

@@ -1,0 +1,487 @@
+//! The machines of a run: the proxy, as the worker puts it together, with a modelled Redis and
+//! database, and what can be done to them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use tokio::sync::{Mutex as TokioMutex, mpsc};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{sleep, timeout};
+
+use super::client::{PASSWORD, Shared, Talk, profiles};
+use super::disk::{Image, LivingDisk};
+use super::redis::{Redis, pairs};
+use super::schedule::{Deed, Persistence, Schedule};
+use super::story::{Fields, Profile, Row, Sample};
+use super::world::World;
+use crate::admin::Admin;
+use crate::app::worker::{Leftover, Worker};
+use crate::app::{QUESTIONS_MAX, Stops};
+use crate::auth::{Auth, UserConfig};
+use crate::command::TABLE;
+use crate::config::{Config, UpstreamAddress};
+use crate::dispatch;
+use crate::journal::{self, Journal, SyncMode, open_on};
+use crate::metrics::Metrics;
+use crate::outside::tests::{Life, Stream, Wire, World as Outside, connection, simulate};
+use crate::outside::{self, Listener};
+use crate::resp::integer;
+use crate::schema::{KindConfig, Rule, Schema};
+use crate::sinks::tests::memory::{Server, Stored};
+use crate::sinks::{Database, Delivery, Lookup, Status};
+
+/// Steps that no life of a proxy comes to.
+const NO_LIMIT: u64 = u64::MAX;
+
+/// Clients that wait to be let in.
+const WAITING_MAX: usize = 64;
+
+/// A proxy that runs.
+#[derive(Clone)]
+struct Running {
+    life: Arc<Life>,
+    port: mpsc::Sender<Stream>,
+    stops: Stops,
+    journal: Journal,
+    status: Arc<Status>,
+    metrics: Arc<Metrics>,
+}
+
+/// Everything that runs.
+pub(super) struct Rig {
+    pub(super) world: Rc<World>,
+    persistence: Persistence,
+    config: Config,
+    redis: Redis,
+    database: Server,
+    held: RefCell<Vec<(Wire, usize)>>,
+    /// What the next start of the proxy finds.
+    image: Arc<Mutex<Option<Image>>>,
+    power_fails: Arc<AtomicBool>,
+    life: RefCell<Option<Arc<Life>>>,
+    /// The life is to end at a step to come, or has begun to end.
+    doomed: Cell<bool>,
+    /// The task of the next life has not begun to run.
+    starting: Cell<bool>,
+    running: RefCell<Option<Running>>,
+    disk: RefCell<Option<crate::journal::tests::faulty::FaultyDisk>>,
+    task: RefCell<Option<JoinHandle<()>>>,
+    starts: Cell<u64>,
+    pub(super) faults: RefCell<Vec<String>>,
+}
+
+impl Rig {
+    pub(super) fn new(schedule: &Schedule) -> Rc<Rig> {
+        let world = World::new(schedule.seed);
+        let rig = Rc::new(Rig {
+            persistence: schedule.persistence,
+            config: config(schedule),
+            redis: Redis::new(&world),
+            database: Server::default(),
+            held: RefCell::default(),
+            image: Arc::new(Mutex::new(Some(Image::empty()))),
+            power_fails: Arc::default(),
+            life: RefCell::default(),
+            doomed: Cell::new(false),
+            starting: Cell::new(false),
+            running: RefCell::default(),
+            disk: RefCell::default(),
+            task: RefCell::default(),
+            starts: Cell::new(0),
+            faults: RefCell::default(),
+            world,
+        });
+        let (clock, dice, to_redis) =
+            (Rc::clone(&rig.world), Rc::clone(&rig.world), Rc::downgrade(&rig));
+        simulate(Some(Outside {
+            now_ms: Rc::new(move || clock.now_ms()),
+            chance: Rc::new(move || dice.below(u64::MAX)),
+            connect: Rc::new(move || {
+                let rig = to_redis.upgrade().ok_or(std::io::ErrorKind::NotConnected)?;
+                let running = rig.running.borrow();
+                let running = running.as_ref().ok_or(std::io::ErrorKind::NotConnected)?;
+                rig.redis.connect(&running.life)
+            }),
+        }));
+        rig
+    }
+
+    /// Starts the proxy unless it runs.
+    pub(super) fn start(self: &Rc<Self>) {
+        if self.task.borrow().as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        self.starting.set(true);
+        let rig = Rc::clone(self);
+        let task = spawn_local(async move {
+            if let Err(error) = rig.live().await {
+                rig.faults.borrow_mut().push(format!("the proxy does not start: {error}"));
+            }
+            rig.running.replace(None);
+        });
+        self.task.replace(Some(task));
+    }
+
+    /// One life of the proxy.
+    async fn live(&self) -> Result<(), Box<dyn std::error::Error>> {
+        let image = self.image.lock().unwrap().take().ok_or("nothing was left of the disk")?;
+        self.starts.set(self.starts.get() + 1);
+        let config = Config { data_dir: image.folder.path().to_owned(), ..self.config.clone() };
+        let (folder, disk) = (image.folder.path().to_owned(), image.disk.clone());
+        let (left, power_fails) = (Arc::clone(&self.image), Arc::clone(&self.power_fails));
+        let life = Life::begin(NO_LIMIT, move || {
+            let power_fails = power_fails.swap(false, Ordering::SeqCst);
+            *left.lock().unwrap() = Some(Image::taken(&folder, &disk, power_fails));
+        });
+        self.disk.replace(Some(image.disk.clone()));
+        self.life.replace(Some(Arc::clone(&life)));
+        self.doomed.set(false);
+        self.starting.set(false);
+        let disk = LivingDisk { disk: image.disk.clone(), life: Arc::clone(&life) };
+        let local = LocalSet::new();
+        let lived = local.run_until(self.carry(&config, disk, &life)).await;
+        drop(local);
+        life.end();
+        lived
+    }
+
+    /// Puts the proxy together, as `app::run` does, and lets it work.
+    async fn carry(
+        &self,
+        config: &Config,
+        disk: LivingDisk,
+        life: &Arc<Life>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let schema = Schema::compile(&config.profile).map_err(|_| "the schema")?;
+        let auth = Auth::compile(&config.user).map_err(|_| "the users")?;
+        let mut opened =
+            open_on(Arc::new(disk), &config.data_dir.join("journal"), &config.journal)?;
+        let (next_ticket, in_doubt) = dispatch::scan(&opened.journal)?;
+        let database = Database::Memory(self.database.reached_by(life));
+        if config.journal.sync == SyncMode::Os {
+            crate::app::skip_lost_tail(&mut opened, &database).await?;
+        }
+        let delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+        let status = delivery.status();
+        let rules = Rule::ALL.map(Rule::label);
+        let names = TABLE.iter().map(|spec| spec.name).collect();
+        let metrics = Arc::new(Metrics::new(names, &rules));
+        let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+        let journal = opened.journal.clone();
+        let lookup = Lookup::new(journal.clone(), &database, Arc::clone(&status), &config.sink);
+        let stops = Stops::default();
+        let delivering = spawn_local(delivery.run(stops.carried.child_token()));
+        spawn_local(lookup.run(asked));
+        spawn_local(sync(journal.clone(), config.journal.sync, Arc::clone(life)));
+        let (port, streams) = mpsc::channel(WAITING_MAX);
+        self.running.replace(Some(Running {
+            life: Arc::clone(life),
+            port,
+            stops: stops.clone(),
+            journal,
+            status: Arc::clone(&status),
+            metrics: Arc::clone(&metrics),
+        }));
+        // Nobody asks for a history here.
+        let (history_questions, _) = mpsc::channel(1);
+        let replaced = status.replaced();
+        let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
+        let admin = Arc::new(Admin {
+            metrics: Arc::clone(&metrics),
+            journal: opened.journal.clone(),
+            sink: status,
+            draining: false.into(),
+            undelivered: false.into(),
+        });
+        let sink = database.label();
+        let (schema, started) = (Rc::new(schema), Instant::now());
+        let worker =
+            Worker { config, schema, auth, metrics, stops: stops.clone(), started, admin, sink };
+        let listener = Listener::Memory(TokioMutex::new(streams));
+        let whole = async {
+            let ledger = worker.carry(listener, opened, leftover, None).await;
+            let _ = crate::app::close(ledger);
+            stops.carried.cancel();
+            let _ = delivering.await;
+        };
+        // A delivery that ends by itself is a fault; `drained` finds that it has.
+        tokio::select! {
+            biased;
+            () = life.ended.notified() => {}
+            () = whole => {}
+        }
+        Ok(())
+    }
+
+    /// How often the proxy was started.
+    pub(super) fn starts(&self) -> u64 {
+        self.starts.get()
+    }
+
+    /// Tells whether the journal cannot be written any more.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.running.borrow().as_ref().is_some_and(|running| running.journal.is_poisoned())
+    }
+
+    /// A connection to the proxy; none while it does not run.
+    pub(super) fn connect(&self) -> Option<Stream> {
+        let running = self.running.borrow();
+        let Running { life, port, .. } = running.as_ref().filter(|r| !r.life.is_over())?;
+        // What the proxy writes is a step of its life, so its end comes first.
+        let (ours, theirs, _) = connection(life);
+        port.try_send(ours).ok().map(|()| theirs)
+    }
+
+    /// Does one deed; what is done already is left alone.
+    pub(super) async fn act(self: &Rc<Self>, deed: Deed) {
+        let life = self.life.borrow().clone().filter(|life| !life.is_over());
+        match deed {
+            Deed::KillProxy => life.iter().for_each(|life| life.end()),
+            Deed::KillProxyAfter(steps) => {
+                self.doomed.set(true);
+                life.iter().for_each(|life| life.limit(steps));
+            }
+            Deed::TerminateProxy => self.terminate().await,
+            Deed::StartProxy if self.starting.get() => {}
+            Deed::StartProxy if life.is_none() || self.doomed.get() => {
+                // One that was to end at a step and has not made as many ends here.
+                life.iter().for_each(|life| life.end());
+                self.await_end().await;
+                self.start();
+            }
+            Deed::StartProxy => {}
+            Deed::FailPower => {
+                self.power_fails.store(life.is_some(), Ordering::SeqCst);
+                life.iter().for_each(|life| life.end());
+                self.redis.kill();
+            }
+            Deed::KillRedis => self.redis.kill(),
+            Deed::StartRedis => self.redis.start(self.persistence),
+            Deed::SaveRedis => self.redis.save(&profiles(self.starts())),
+            Deed::CutRedis => self.redis.wires().iter().for_each(Wire::cut),
+            Deed::CutRedisAfter(direction, bytes) => {
+                self.redis.wires().iter().for_each(|wire| wire.cut_after(direction, bytes));
+            }
+            Deed::HoldRedis(direction) => {
+                for wire in self.redis.wires() {
+                    wire.hold(direction, true);
+                    self.held.borrow_mut().push((wire, direction));
+                }
+            }
+            Deed::ReleaseRedis => {
+                self.held.take().iter().for_each(|(wire, direction)| wire.hold(*direction, false));
+            }
+            Deed::KillDatabase => self.database.set_away(true),
+            Deed::StartDatabase => self.database.set_away(false),
+            Deed::TroubleDatabase(trouble) => self.database.trouble(trouble),
+            Deed::SetDatabaseBack => self.database.set_back(),
+            Deed::FillDisk(bytes) => {
+                self.disk.borrow().iter().for_each(|disk| disk.limit_space(bytes));
+            }
+            Deed::FailSyncs => self.disk.borrow().iter().for_each(|disk| disk.fail_syncs()),
+        }
+    }
+
+    async fn terminate(&self) {
+        let stops = self.running.borrow().as_ref().map(|running| running.stops.clone());
+        if let Some(stops) = stops {
+            self.doomed.set(true);
+            stops.draining.cancel();
+            sleep(Duration::from_millis(50)).await;
+            stops.hurry.cancel();
+        }
+    }
+
+    async fn await_end(&self) {
+        let task = self.task.take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+
+    /// Ends every accident.
+    pub(super) async fn heal(self: &Rc<Self>) {
+        self.database.heal();
+        self.redis.wires().iter().for_each(Wire::mend);
+        for deed in [Deed::ReleaseRedis, Deed::StartRedis, Deed::StartDatabase] {
+            self.act(deed).await;
+        }
+        self.doomed.set(self.doomed.get() || self.is_poisoned());
+        self.act(Deed::StartProxy).await;
+    }
+
+    /// Waits until the database has everything and nothing is in doubt.
+    pub(super) async fn drained(&self) {
+        while !self.is_drained() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let running = self.running.borrow();
+        let Some(Running { journal, status, metrics, .. }) = &*running else { return false };
+        status.delivered() >= journal.appended() && metrics.in_doubt.value() == 0
+    }
+
+    pub(super) fn standing(&self) -> String {
+        let running = self.running.borrow();
+        let Some(running) = &*running else { return "the proxy does not run".to_owned() };
+        format!(
+            "{} of {} records, {} in doubt, poisoned: {:?}",
+            running.status.delivered(),
+            running.journal.appended(),
+            running.metrics.in_doubt.value(),
+            running.journal.poison_cause()
+        )
+    }
+
+    /// Ends everything; returns how often the proxy was started, for the report.
+    pub(super) async fn end(&self) -> Vec<String> {
+        self.life.borrow().iter().for_each(|life| life.end());
+        self.await_end().await;
+        vec![format!("the proxy was started {} times", self.starts.get())]
+    }
+
+    /// What each place holds of the profiles, and what went wrong in asking. The proxy goes first:
+    /// it may have to load them.
+    pub(super) async fn places(
+        &self,
+    ) -> (Vec<(&'static str, BTreeMap<String, Profile>)>, Vec<String>) {
+        let mut faults = Vec::new();
+        let mut proxy = BTreeMap::new();
+        match timeout(Duration::from_secs(30), self.ask_all()).await {
+            Ok(Some(found)) => proxy = found,
+            other => faults.push(format!("the proxy does not answer: {other:?}")),
+        }
+        let keys = profiles(self.starts());
+        let named = |key: String| self.redis.held(&key).map(|profile| (key, profile));
+        let redis = keys.into_iter().filter_map(named).collect();
+        let stored = self.database.profiles().into_iter();
+        let database = stored.filter_map(|(key, stored)| Some((text(&key), state(&stored)?)));
+        (vec![("proxy", proxy), ("Redis", redis), ("database", database.collect())], faults)
+    }
+
+    async fn ask_all(&self) -> Option<BTreeMap<String, Profile>> {
+        let mut talk = Talk::over(self.connect()?);
+        let reader = format!("c{}-0", super::CLIENTS);
+        talk.ask(&["AUTH", &reader, PASSWORD]).await?;
+        let mut found = BTreeMap::new();
+        for key in profiles(self.starts()) {
+            let mut reply = talk.ask(&["HGETALL", &key]).await?;
+            while reply.starts_with(b"-") {
+                sleep(Duration::from_millis(50)).await;
+                reply = talk.ask(&["HGETALL", &key]).await?;
+            }
+            let expires = integer(&talk.ask(&["PEXPIRETIME", &key]).await?)?;
+            let profile =
+                Profile { fields: pairs(&reply), expires_ms: u64::try_from(expires).ok() };
+            if !profile.fields.is_empty() {
+                found.insert(key, profile);
+            }
+        }
+        Some(found)
+    }
+
+    /// The history in the order of the journal.
+    pub(super) fn history(&self) -> Vec<Row> {
+        let rows = self.database.history().into_iter().map(|(sequence, row)| Row {
+            sequence,
+            key: text(&row.key),
+            actor: row.actor,
+            command: row.command,
+            at_ms: row.at_ms,
+            changed: texts(&row.changed),
+            removed: row.removed,
+            deleted: row.deleted,
+            cleared: row.cleared,
+            expires_ms: row.expires_ms,
+            persisted: row.persisted,
+        });
+        rows.collect()
+    }
+
+    /// Every row that the table of profiles has ever had.
+    pub(super) fn samples(&self) -> Vec<Sample> {
+        let samples = self.database.samples().into_iter().map(|(key, stored)| Sample {
+            key: text(&key),
+            sequence: stored.sequence,
+            state: state(&stored),
+        });
+        samples.collect()
+    }
+}
+
+/// Stands for the thread that syncs the journal.
+async fn sync(journal: Journal, mode: SyncMode, life: Arc<Life>) {
+    loop {
+        match mode {
+            SyncMode::Os => return,
+            SyncMode::EverySec => sleep(Duration::from_secs(1)).await,
+            SyncMode::Always => {
+                journal.appended_past(journal.durable()).await;
+                let ms = outside::tests::chance().unwrap_or(0) % 5;
+                sleep(Duration::from_millis(ms)).await;
+            }
+        }
+        if life.is_over() || journal.durable() < journal.appended() && journal.sync_now().is_err() {
+            return;
+        }
+    }
+}
+
+fn config(schedule: &Schedule) -> Config {
+    // `printf fortestsonly | sha256sum`
+    let digest = "9b091807a21d801711c55b89ef3a7c8bba5fc4b94738420b5eb88364db0d2ab5";
+    let users =
+        Shared::users().map(|name| UserConfig { name, password_hash: format!("sha256:{digest}") });
+    let kind = r#"
+        name = "user"
+        key = "user:{id}"
+        unknown_fields = "allow"
+        [fields]
+        status = { type = "enum", values = ["active", "inactive"] }
+        "#;
+    let kind: KindConfig = toml::from_str(kind).expect("a kind");
+    let mut config = Config { user: users.collect(), profile: vec![kind], ..Config::default() };
+    config.upstream = UpstreamAddress::Redis {
+        host: "redis".to_owned(),
+        port: 6379,
+        username: None,
+        password: None,
+        database: 0,
+    };
+    config.upstream_timeout = Duration::from_millis(schedule.upstream_timeout_ms);
+    config.journal = journal::Config {
+        sync: schedule.sync,
+        segment_bytes_max: ByteSize::b(schedule.segment_bytes_max),
+        ..journal::Config::default()
+    };
+    config.sink.batch_records_max =
+        NonZeroUsize::new(schedule.batch_records_max as usize).expect("a number");
+    config.sink.linger = Duration::from_millis(2);
+    config.sink.timeout = Duration::from_millis(500);
+    config.sink.retry_delay_max = Duration::from_millis(100);
+    config.sink.flush_within = Duration::from_millis(200);
+    config.hydrate.warm_keys_per_second_max =
+        NonZeroU32::new(schedule.warm_keys_per_second_max as u32).expect("a number");
+    config
+}
+
+fn state(stored: &Stored) -> Option<Profile> {
+    let profile = Profile { fields: texts(&stored.fields), expires_ms: stored.expires_ms };
+    (!stored.deleted).then_some(profile)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn texts(fields: &BTreeMap<Vec<u8>, Vec<u8>>) -> Fields {
+    fields.iter().map(|(name, value)| (text(name), text(value))).collect()
+}

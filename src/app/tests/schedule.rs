@@ -1,0 +1,149 @@
+//! What is done to the machines of a run, and when: drawn from its seed.
+
+use std::fmt;
+
+use super::random::Random;
+use crate::journal::SyncMode;
+use crate::sinks::tests::memory::Trouble;
+
+/// What a restart of Redis leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Persistence {
+    /// Everything.
+    Kept,
+    /// Nothing.
+    Wiped,
+    /// What it held some time ago.
+    Stale,
+}
+
+/// One thing that is done at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    KillProxy,
+    /// The proxy ends in the middle of the step behind so many more: a write to a client, to Redis
+    /// or to the disk, a sync, a transaction.
+    KillProxyAfter(u64),
+    TerminateProxy,
+    StartProxy,
+    /// Proxy and Redis end together, and what was not synced is lost.
+    FailPower,
+    KillRedis,
+    StartRedis,
+    SaveRedis,
+    CutRedis,
+    /// In a direction (0 is to Redis), after so many bytes.
+    CutRedisAfter(usize, usize),
+    /// What is on its way in a direction waits; connections to come are not concerned.
+    HoldRedis(usize),
+    ReleaseRedis,
+    KillDatabase,
+    StartDatabase,
+    TroubleDatabase(Trouble),
+    SetDatabaseBack,
+    /// The disk takes so many more bytes.
+    FillDisk(u64),
+    FailSyncs,
+}
+
+/// A schedule: how everything is set up, and the deeds with their milliseconds.
+pub(super) struct Schedule {
+    pub(super) seed: u64,
+    pub(super) persistence: Persistence,
+    pub(super) sync: SyncMode,
+    pub(super) upstream_timeout_ms: u64,
+    pub(super) batch_records_max: u64,
+    pub(super) segment_bytes_max: u64,
+    pub(super) warm_keys_per_second_max: u64,
+    pub(super) length_ms: u64,
+    pub(super) deeds: Vec<(u64, Deed)>,
+}
+
+impl Schedule {
+    pub(super) fn draw(seed: u64) -> Schedule {
+        let mut random = Random::seeded(seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ 0x51F0);
+        let one_of = |random: &mut Random, of: &[u64]| of[random.below(of.len() as u64) as usize];
+        let persistence = [Persistence::Kept, Persistence::Wiped, Persistence::Stale];
+        let sync = [SyncMode::Os, SyncMode::EverySec, SyncMode::Always];
+        let mut schedule = Schedule {
+            seed,
+            persistence: persistence[random.below(3) as usize],
+            sync: sync[random.below(3) as usize],
+            upstream_timeout_ms: one_of(&mut random, &[100, 300]),
+            batch_records_max: one_of(&mut random, &[3, 20, 1000]),
+            segment_bytes_max: one_of(&mut random, &[1000, 8000, 1 << 20]),
+            warm_keys_per_second_max: one_of(&mut random, &[3, 20, 5000]),
+            length_ms: 600 + random.below(1000),
+            deeds: Vec::new(),
+        };
+        for _ in 0..1 + random.below(6) {
+            let at_ms = 30 + random.below(schedule.length_ms - 200);
+            schedule.add_fault(at_ms, &mut random);
+        }
+        schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
+        schedule
+    }
+
+    /// One accident: its beginning and, where it has one, its end.
+    fn add_fault(&mut self, at_ms: u64, random: &mut Random) {
+        let short = 1 + random.below(100);
+        let long = 20 + random.below(500);
+        let direction = random.below(2) as usize;
+        let bytes_max = [40, 400, 4000][random.below(3) as usize];
+        let bytes = 1 + random.below(bytes_max);
+        let troubles = [
+            Trouble::Lost,
+            Trouble::AnswerLost,
+            Trouble::AnswerLost,
+            Trouble::Silence(random.below(2) == 0),
+            Trouble::Contention,
+        ];
+        let (first, then) = match random.below(32) {
+            0..6 => (Deed::KillProxyAfter(random.below(40)), Some((short + 50, Deed::StartProxy))),
+            6..8 => (Deed::KillProxy, Some((short, Deed::StartProxy))),
+            8 => (Deed::TerminateProxy, Some((short, Deed::StartProxy))),
+            9 if self.sync == SyncMode::Always => {
+                self.deeds.push((at_ms + short, Deed::StartRedis));
+                (Deed::FailPower, Some((short, Deed::StartProxy)))
+            }
+            9..16 => {
+                self.deeds.push((at_ms.saturating_sub(random.below(200)), Deed::SaveRedis));
+                (Deed::KillRedis, Some((short, Deed::StartRedis)))
+            }
+            16 => (Deed::CutRedis, None),
+            17..20 => (Deed::CutRedisAfter(direction, bytes as usize), None),
+            20..24 => (Deed::HoldRedis(direction), Some((long, Deed::ReleaseRedis))),
+            24..26 => (Deed::KillDatabase, Some((long, Deed::StartDatabase))),
+            26..29 => (Deed::TroubleDatabase(troubles[random.below(5) as usize]), None),
+            // What the journal has let go of would be lost, as is said where the delivery ends.
+            29 if self.segment_bytes_max > 100_000 => (Deed::SetDatabaseBack, None),
+            29 => (Deed::CutRedis, None),
+            broken => {
+                let deed = if broken == 30 { Deed::FillDisk(bytes) } else { Deed::FailSyncs };
+                self.deeds.push((at_ms + long, Deed::KillProxy));
+                (deed, Some((long + short, Deed::StartProxy)))
+            }
+        };
+        self.deeds.push((at_ms, first));
+        self.deeds.extend(then.map(|(after, deed)| (at_ms + after, deed)));
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
+             segments of {}, {} checks in a second, {} ms",
+            self.seed,
+            self.persistence,
+            self.sync.name(),
+            self.upstream_timeout_ms,
+            self.batch_records_max,
+            self.segment_bytes_max,
+            self.warm_keys_per_second_max,
+            self.length_ms
+        )?;
+        self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
+    }
+}
