@@ -160,7 +160,8 @@ fn redis_is_not_asked_whether_it_is_busy_while_a_client_waits_for_others() {
     let before = info(&mut store, "total_connections_received");
     std::thread::sleep(Duration::from_millis(600));
     let opened = info(&mut store, "total_connections_received") - before;
-    assert_eq!(opened, 0, "connections were opened to ask");
+    // One is for the news of changes, if that was not there yet.
+    assert!(opened <= 1, "{opened} connections were opened to ask");
     store.assert_reply("SELECT 9", b"+OK\r\n");
     store.assert_reply("RPUSH list a", b":1\r\n");
     assert_eq!(blocked.reply().items()[1], Reply::text("a"));
