@@ -154,9 +154,7 @@ fn redis_is_not_asked_whether_it_is_busy_while_a_client_waits_for_others() {
     let (mut blocked, mut store) = (setup.proxy.client(), setup.store_client());
     blocked.assert_reply("SELECT 9", b"+OK\r\n");
     blocked.send(["BLPOP list 0", "GET x"].map(request).concat());
-    wait_until("it is blocked", BOUND, || {
-        (info(&mut store, "blocked_clients") == 1).then_some(())
-    });
+    wait_until("it is blocked", BOUND, || (info(&mut store, "blocked_clients") == 1).then_some(()));
     let before = info(&mut store, "total_connections_received");
     std::thread::sleep(Duration::from_millis(600));
     let opened = info(&mut store, "total_connections_received") - before;
