@@ -7,7 +7,7 @@ turns; a ratio compares figures of one round, since machines are faster at some 
 The next endpoint waits until profile-proxy's database has everything: its deliveries are its own cost.
 Processor time is that of the process behind the port, and of its redis-server.
 
-usage: benches/compare.py [--rounds N] [--requests N] [--only WORKLOAD,...] [--proxy BINARY] [--out PREFIX]
+usage: benches/compare.py [--rounds N] [--requests N] [--only WORKLOAD,...] [--proxy BUILD]... [--out PREFIX]
 
 Needs redis-server, redis-benchmark and PostgreSQL; takes nutcracker and haproxy along where they are
 installed. Writes PREFIX.json, PREFIX.md and PREFIX.svg.
@@ -87,7 +87,8 @@ def start_postgres(servers):
     initdb = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
     if not initdb:
         sys.exit("PostgreSQL is missing: install the package postgresql, or run make test-needs")
-    port, data = free_port(), os.path.join(servers.folder, "postgres")
+    port = free_port()
+    data = os.path.join(servers.folder, f"postgres-{port}")
     os.mkdir(data, 0o700)
     options = {}
     if os.getuid() == 0:
@@ -104,16 +105,16 @@ def start_postgres(servers):
     return f"postgres://postgres@127.0.0.1:{port}/postgres"
 
 
-def start_proxy(servers, binary, database):
+def start_proxy(servers, binary, database, name="profile-proxy"):
     redis_port, redis = start_redis(servers)
     port, admin = free_port(), free_port()
-    config = os.path.join(servers.folder, "profile-proxy.toml")
+    config = os.path.join(servers.folder, f"{name}.toml")
     with open(os.path.join(HERE, "../config/profile-proxy.toml")) as shipped, open(config, "w") as file:
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
         file.write(shipped.read() + f'\n[[user]]\nname = "{USER}"\npassword_hash = "sha256:{digest}"\n')
     process = servers.start(
         [binary, "--config", config, "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--data-dir",
-         os.path.join(servers.folder, "data"), "--upstream", f"redis://127.0.0.1:{redis_port}", "--database", database],
+         os.path.join(servers.folder, f"{name}-data"), "--upstream", f"redis://127.0.0.1:{redis_port}", "--database", database],
         port)
 
     def metric(name):
@@ -128,7 +129,7 @@ def start_proxy(servers, binary, database):
                 sys.exit("the database does not catch up; its log is in the folder of the run")
             time.sleep(0.05)
 
-    return Endpoint("profile-proxy", port, process, redis, ["--user", USER, "-a", PASSWORD], settle)
+    return Endpoint(name, port, process, redis, ["--user", USER, "-a", PASSWORD], settle)
 
 
 def start_nutcracker(servers):
@@ -296,18 +297,21 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=100_000, help="per run; four times as many when pipelined")
     parser.add_argument("--only", help="names of workloads: " + ", ".join(row[0] for row in WORKLOADS))
-    parser.add_argument("--proxy", default=os.path.join(HERE, "../target/release/profile-proxy"))
+    parser.add_argument("--proxy", action="append", help="a build of profile-proxy; several are compared with each other")
     parser.add_argument("--idle", type=int, default=1000, help="idle connections to weigh; 0: none")
     parser.add_argument("--out", help="write PREFIX.json, PREFIX.md and PREFIX.svg")
     options = parser.parse_args()
-    if not os.path.exists(options.proxy):
-        sys.exit(f"there is no {options.proxy}: cargo build --release")
+    builds = [os.path.abspath(build) for build in options.proxy or [os.path.join(HERE, "../target/release/profile-proxy")]]
+    for missing in (build for build in builds if not os.path.exists(build)):
+        sys.exit(f"there is no {missing}: cargo build --release")
     folder = tempfile.mkdtemp(prefix="profile-proxy-bench-")
     servers = Servers(folder)
     try:
         port, redis = start_redis(servers)
         endpoints = [Endpoint("redis", port, redis, redis)]
-        endpoints.append(start_proxy(servers, os.path.abspath(options.proxy), start_postgres(servers)))
+        for build in builds:
+            name = os.path.basename(build) if len(builds) > 1 else "profile-proxy"
+            endpoints.append(start_proxy(servers, build, start_postgres(servers), name))
         for program, start in (("nutcracker", start_nutcracker), ("haproxy", start_haproxy)):
             if shutil.which(program):
                 endpoints.append(start(servers))

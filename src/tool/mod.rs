@@ -208,7 +208,8 @@ pub enum ToolError {
     /// There are not two sides.
     #[error(
         "this configuration has no Redis: the embedded store is loaded from its database at each \
-         start, so there is nothing to compare or to bring over"
+         start, so there is nothing to compare or to bring over; if the proxy was started with \
+         --upstream and --database, give them here, too"
     )]
     Embedded,
     /// A configuration that was not loaded by [`crate::config::load`].
