@@ -47,10 +47,12 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// What was recorded between two places; nothing if that is nothing.
+    /// What one reply has had recorded, which nothing else comes between; nothing if that is nothing.
     pub(super) fn between(before: Progress, after: Progress) -> Option<Self> {
         let changes = after.changes.saturating_sub(before.changes);
-        let run = Self { first: before.last.next(), last: after.last, changes };
+        // Behind the change before it there may be intents, which are not to be counted.
+        let first = Sequence((after.last.0 + 1).saturating_sub(changes));
+        let run = Self { first, last: after.last, changes };
         (changes > 0).then_some(run)
     }
 
@@ -166,6 +168,23 @@ pub(super) mod tests {
             assert_eq!(behind.count(&arrivals), count, "delivered {delivered}");
         }
         assert!(!behind.take_set_aside());
+    }
+
+    #[test]
+    fn intents_among_the_changes_are_not_counted() {
+        let (arrivals, cursor, _folder) = arrivals(None);
+        let mut behind = Behind::default();
+        let progress = |changes, last| Progress { changes, last: Sequence(last) };
+        let mut before = progress(0, 0);
+        // The first and the third record are intents, and one reply has told of two changes.
+        for after in [progress(1, 2), progress(2, 4), progress(4, 6)] {
+            behind.add(Run::between(before, after).unwrap(), &arrivals);
+            before = after;
+        }
+        for (delivered, count) in [(0, 4), (2, 3), (3, 3), (4, 2), (5, 1), (6, 0)] {
+            cursor.send_replace(Sequence(delivered));
+            assert_eq!(behind.count(&arrivals), count, "delivered {delivered}");
+        }
     }
 
     #[test]

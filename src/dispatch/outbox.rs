@@ -164,6 +164,8 @@ impl Outbox {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT_BYTES_MAX);
             (self.sent, self.mark) = (0, 0);
+            // Nothing was held yet; what comes next is.
+            self.held = self.held.map(|(_, sequence)| (0, sequence));
         } else if self.sent >= WRITTEN_BYTES_MAX && self.sent >= self.bytes.len() / 2 {
             self.drop_written();
         }

@@ -26,6 +26,20 @@ fn held_replies_wait_for_their_record_and_keep_their_order() {
 }
 
 #[test]
+fn a_hold_from_the_end_on_outlives_what_was_written_before_it() {
+    let mut outbox = Outbox::default();
+    outbox.push(b"+LONGER\r\n", 1);
+    // A client that hears no replies has written.
+    outbox.mark();
+    outbox.hold(Sequence(5));
+    outbox.written(9);
+    outbox.push(b"+B\r\n", 1);
+    assert_eq!(outbox.writable(), 0);
+    outbox.unhold(Sequence(5));
+    assert_eq!(outbox.front(), b"+B\r\n");
+}
+
+#[test]
 fn what_is_written_is_let_go_while_more_is_to_be_written() {
     let mut outbox = Outbox::default();
     let reply = vec![b'x'; WRITTEN_BYTES_MAX];

@@ -340,10 +340,17 @@ fn is_taken_up(client: &Client) -> bool {
 fn taken_up(spec: &'static Spec) -> Result<Option<Errand>, CommandError> {
     Ok(match spec.route {
         Route::Local(Local::Quit | Local::Reset) | Route::Refused(_) => None,
-        // A password for the proxy is none of Redis's business.
-        Route::Local(Local::Auth | Local::Hello) => {
-            return Err(CommandError::Subscribed(spec.name));
-        }
+        // A password for the proxy is none of Redis's business, and what it does not know it would
+        // refuse in other words.
+        Route::Local(
+            Local::Auth
+            | Local::Hello
+            | Local::ProfileCheck
+            | Local::ProfileHelp
+            | Local::ProfileHistory
+            | Local::ProfileStatus
+            | Local::ProfileWait,
+        ) => return Err(CommandError::Subscribed(spec.name)),
         Route::Private(Private::Subscribe) => Some(Errand::of(Effect::Subscribes)),
         _ => Some(Errand::default()),
     })

@@ -177,8 +177,7 @@ impl Private {
     /// up.
     pub(super) async fn receive(&mut self, proxy: &Proxy) -> Result<(), UpstreamError> {
         loop {
-            let hold = self.client.hold.get();
-            let waits = hold.owed > hold.blocking || self.awaited.is_some();
+            let waits = self.is_owed() || self.awaited.is_some();
             let Some(look) = self.look.as_mut().filter(|_| waits) else {
                 if waits {
                     self.look = Some(Box::pin(sleep_until(self.active_at + SILENCE_MAX)));
@@ -208,6 +207,14 @@ impl Private {
                 }
             }
         }
+    }
+
+    /// Tells whether Redis owes a reply for which it does not have to wait for other clients. Behind
+    /// one for which it does, it owes nothing yet.
+    fn is_owed(&self) -> bool {
+        let waits = [Effect::Blocks, Effect::Waits].map(Expected::Reply);
+        self.client.hold.get().owed > 0
+            && self.expected.front().is_some_and(|first| !waits.contains(first))
     }
 
     /// Hands what was received to the client.

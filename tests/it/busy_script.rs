@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::private::info;
 use crate::support::client::{Client, Reply, assert_bytes, encode};
 use crate::support::proxy::Proxy;
 use crate::support::setup::Setup;
@@ -145,4 +146,22 @@ fn scripts_are_killed_also_where_the_profiles_are_not_in_database_0() {
     killer.assert_reply("SCRIPT KILL", b"+OK\r\n");
     assert!(matches!(looping.reply(), Reply::Error(_)));
     killer.assert_reply("PING", b"+PONG\r\n");
+}
+
+#[test]
+fn redis_is_not_asked_whether_it_is_busy_while_a_client_waits_for_others() {
+    let setup = setup("5000");
+    let (mut blocked, mut store) = (setup.proxy.client(), setup.store_client());
+    blocked.assert_reply("SELECT 9", b"+OK\r\n");
+    blocked.send(["BLPOP list 0", "GET x"].map(request).concat());
+    wait_until("it is blocked", BOUND, || (info(&mut store, "blocked_clients") == 1).then_some(()));
+    let before = info(&mut store, "total_connections_received");
+    std::thread::sleep(Duration::from_millis(600));
+    let opened = info(&mut store, "total_connections_received") - before;
+    // One is for the news of changes, if that was not there yet.
+    assert!(opened <= 1, "{opened} connections were opened to ask");
+    store.assert_reply("SELECT 9", b"+OK\r\n");
+    store.assert_reply("RPUSH list a", b":1\r\n");
+    assert_eq!(blocked.reply().items()[1], Reply::text("a"));
+    assert_eq!(blocked.reply(), Reply::Nothing);
 }

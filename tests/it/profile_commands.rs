@@ -140,6 +140,20 @@ fn what_is_wrong_with_a_request_is_said_in_redis_words(setup: Setup) {
     client.assert_reply("PROFILE.HISTORY user:nobody", b"*0\r\n");
 }
 
+#[test]
+fn a_subscriber_in_resp2_is_refused_them_in_the_words_of_redis() {
+    let setup = Setup::servers();
+    let mut client = setup.proxy.client();
+    client.assert_reply_starts("SUBSCRIBE news", b"*3");
+    for request in ["profile.wait 0", "profile.history user:1", "profile.status", "profile.help"] {
+        let name = request.split(' ').next().unwrap();
+        let allowed = "(P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET";
+        let text =
+            format!("-ERR Can't execute '{name}': only {allowed} are allowed in this context\r\n");
+        client.assert_reply(request, text);
+    }
+}
+
 /// The newest entries as RESP3 shows them.
 fn history(client: &mut Client, key: &str) -> Reply {
     client.command(&["HELLO", "3"]);
