@@ -199,6 +199,11 @@ pub enum JournalTrouble {
     /// A write or a sync has failed.
     #[error("the journal cannot be written, so profile writes are refused; see the proxy's log")]
     Poisoned,
+    /// The same, and a profile that Redis may have lost would have to be checked against it.
+    #[error(
+        "the journal is broken, so a profile that Redis may have lost cannot be checked; see the proxy's log"
+    )]
+    Uncheckable,
     /// The write to the journal failed after Redis had applied the command.
     #[error("the journal could not be written, outcome unknown; see the proxy's log")]
     LostOutcome,

@@ -24,7 +24,7 @@ use tokio::{
 use super::{Client, CommandError, Gate, Hydration, Proxy, Step, retention::Retention};
 use crate::{
     hydrate::{Drift, Held, Known, Repair, Truth, Verdict, compare, remedy},
-    resp::{Protocol, Request, push_command},
+    resp::{Protocol, Request},
 };
 
 /// The longest that a profile is held before anything is mended.
@@ -195,15 +195,15 @@ impl Hydration {
         // A transaction on a private link is known when the lane has looked at what it has done.
         self.blocks.emptied().await;
         // What waits on the lane in another protocol could be sent behind a look.
-        let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
         let other = async {
             match self.lane.speaks_resp3() {
-                true => self.ask_in(Protocol::Resp3, 1, ping).await,
-                false => Ok(Vec::new()),
+                true => self.pass(Protocol::Resp3).await,
+                false => Ok(()),
             }
         };
-        tokio::try_join!(self.ask_in(Protocol::Resp2, 1, ping), other)?;
-        if self.is_in_doubt(key) {
+        tokio::try_join!(self.pass(Protocol::Resp2), other)?;
+        // What the journal has failed to write may be there at the next start.
+        if self.is_in_doubt(key) || self.journal.is_poisoned() {
             return Err(CommandError::Incomparable);
         }
         let (held, at_ms) = self.look(key, None).await?;

@@ -20,13 +20,15 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{CommandError, Gate, Ledger, Memory, Slot, block::OpenBlocks, held::HeldKeys};
+use super::{
+    CommandError, Gate, JournalTrouble, Ledger, Memory, Slot, block::OpenBlocks, held::HeldKeys,
+};
 use crate::{
     guards::Guard,
     hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
     journal::{Journal, Sequence},
     metrics::Metrics,
-    resp::{Protocol, push_command},
+    resp::Protocol,
     schema::Schema,
     upstream::{Lane, LinkState, Server},
 };
@@ -69,7 +71,7 @@ struct State {
     /// Profiles are being checked in the epoch of the record, since this process knows it.
     begun: bool,
     /// Changes up to this one count when a profile is looked up; not known while writes are in
-    /// flight that were sent when everything was trusted.
+    /// flight that were sent when everything was trusted, nor once the journal is poisoned.
     appended: Option<u64>,
     /// Redis held no keys at all when the epoch began, so it need not be asked about a profile.
     empty: bool,
@@ -244,11 +246,7 @@ impl Hydration {
         if self.ledger.borrow().flush_in_doubt() {
             return self.generation() != generation;
         }
-        let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
-        let pongs = tokio::join!(
-            self.ask_in(Protocol::Resp2, 1, ping),
-            self.ask_in(Protocol::Resp3, 1, ping)
-        );
+        let pongs = tokio::join!(self.pass(Protocol::Resp2), self.pass(Protocol::Resp3));
         let mut state = self.state.borrow_mut();
         if state.residency.generation() != generation {
             return true;
@@ -257,7 +255,7 @@ impl Hydration {
         if in_doubt || !self.blocks.is_empty() || !matches!(pongs, (Ok(_), Ok(_))) {
             return false;
         }
-        state.appended = Some(self.journal.appended().0);
+        state.appended = self.countable();
         let first_ticket = state.record.as_ref().map_or(0, |record| record.first_ticket);
         self.trust_doubts(&mut state, first_ticket);
         self.fenced.notify_waiters();
@@ -314,9 +312,16 @@ impl Hydration {
     /// for.
     fn begin(&self, state: &mut State, server: &Server) {
         self.distrust(state);
-        state.appended = Some(self.journal.appended().0);
+        state.appended = self.countable();
         state.empty = server.keys == Some(0);
         self.fenced.notify_waiters();
+    }
+
+    /// Returns the last change that counts for checks that begin now. A batch whose write has failed
+    /// may be in the file all the same, in part, and counts from the next start on; until then
+    /// nobody knows what is true of its profiles, so nothing is checked.
+    fn countable(&self) -> Option<u64> {
+        (!self.journal.is_poisoned()).then(|| self.journal.appended().0)
     }
 
     fn distrust(&self, state: &mut State) {
@@ -390,6 +395,9 @@ impl Hydration {
                 }
                 if self.lane.state() != LinkState::Up {
                     return Err(CommandError::UpstreamDown);
+                }
+                if self.journal.is_poisoned() {
+                    return Err(CommandError::Journal(JournalTrouble::Uncheckable));
                 }
                 self.join(key, &gate, None);
             }

@@ -204,6 +204,12 @@ impl Hydration {
         self.lane.wake();
         answered.await.map_err(|_| CommandError::UpstreamDown)
     }
+
+    /// Waits until everything has come back that waits on the lane in this protocol.
+    pub(super) async fn pass(&self, protocol: Protocol) -> Result<(), CommandError> {
+        let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
+        self.ask_in(protocol, 1, ping).await.map(|_| ())
+    }
 }
 
 /// Appends the transaction that makes Redis hold exactly this; returns the number of replies.

@@ -278,3 +278,23 @@ fn a_database_that_was_set_back_is_not_asked_before_the_delivery_knows_of_it() {
         assert!(report.is_good(), "{}", report.text());
     }
 }
+
+#[test]
+fn nothing_is_checked_against_a_journal_that_may_hold_more_than_it_says() {
+    for seed in 1..=60 {
+        let mut schedule = Schedule::draw(seed);
+        schedule.persistence = Persistence::Kept;
+        schedule.segment_bytes_max = 1 << 20;
+        (schedule.warm_keys_per_second_max, schedule.length_ms) = (5000, 900);
+        schedule.deeds = vec![
+            // The batch that no longer fits is there in part.
+            (300, Deed::FillDisk(100 + seed * 5)),
+            (500, Deed::KillRedis),
+            (520, Deed::StartRedis),
+            (720, Deed::KillProxy),
+            (740, Deed::StartProxy),
+        ];
+        let (report, _) = run_schedule(&schedule, &[], false);
+        assert!(report.is_good(), "{}", report.text());
+    }
+}
