@@ -105,6 +105,13 @@ def start_postgres(servers):
     return f"postgres://postgres@127.0.0.1:{port}/postgres"
 
 
+def metric(admin, name):
+    """A figure of the proxy; nothing while it starts, when the port does not have it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=5) as page:
+        lines = (line.decode().split() for line in page)
+        return next((float(line[1]) for line in lines if line[0] == name), None)
+
+
 def start_proxy(servers, binary, database, name="profile-proxy"):
     redis_port, redis = start_redis(servers)
     port, admin = free_port(), free_port()
@@ -117,14 +124,9 @@ def start_proxy(servers, binary, database, name="profile-proxy"):
          os.path.join(servers.folder, f"{name}-data"), "--upstream", f"redis://127.0.0.1:{redis_port}", "--database", database],
         port)
 
-    def metric(name):
-        with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=5) as page:
-            lines = (line.decode().split() for line in page)
-            return float(next(line[1] for line in lines if line[0] == name))
-
     def settle():
         deadline = time.monotonic() + 120
-        while metric("profile_proxy_sink_waiting_records") > 0:
+        while metric(admin, "profile_proxy_sink_waiting_records") > 0:
             if time.monotonic() > deadline:
                 sys.exit("the database does not catch up; its log is in the folder of the run")
             time.sleep(0.05)

@@ -11,7 +11,7 @@ To let changes pile up, another session holds the lock of the cursor that every 
 usage: benches/durability.py [--changes N] [--undelivered N] [--proxy BINARY] [--out FILE]
 """
 
-import argparse, os, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
+import argparse, os, shutil, signal, socket, subprocess, sys, tempfile, time
 
 import compare
 
@@ -53,7 +53,7 @@ class Rig:
                 text = "\n".join(line if old.startswith(key + " = ") else old for old in text.splitlines())
             file.write(text)
         self.start()
-        while self.metric("profile_proxy_sink_up") != 1:
+        while compare.metric(self.admin, "profile_proxy_sink_up") != 1:
             time.sleep(0.02)
 
     def start(self):
@@ -92,14 +92,8 @@ class Rig:
              "--csv", "HSET", "user:__rand_int__", "department", "Engineering", "role", "Developer", "login_count", "12"],
             check=True, capture_output=True, text=True).stdout
 
-    def metric(self, name):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5) as page:
-            lines = (line.decode().split() for line in page)
-            return next((float(line[1]) for line in lines if line[0] == name), None)
-
     def waiting(self):
-        # While it starts, the port does not have this figure.
-        waiting = self.metric("profile_proxy_sink_waiting_records")
+        waiting = compare.metric(self.admin, "profile_proxy_sink_waiting_records")
         return 1 if waiting is None else waiting
 
     def settle(self):

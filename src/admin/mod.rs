@@ -24,7 +24,7 @@ use axum::{
     extract::{RawQuery, State},
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -60,12 +60,23 @@ pub async fn serve(
     admin: Arc<Admin>,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
+    serve_paths(listener, get(ready), get(metrics), admin, cancel).await
+}
+
+/// Serves the paths of the port, which are the same while the proxy starts.
+async fn serve_paths<S: Clone + Send + Sync + 'static>(
+    listener: TcpListener,
+    ready: MethodRouter<S>,
+    metrics: MethodRouter<S>,
+    state: S,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/healthz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(admin);
+        .route("/readyz", ready.clone())
+        .route("/healthz", ready)
+        .route("/metrics", metrics)
+        .with_state(state);
     axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
 }
 

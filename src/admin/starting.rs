@@ -5,11 +5,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{expose_build, expose_replay, exposition};
+use super::{expose_build, expose_replay, exposition, serve_paths};
 use crate::{journal::Journal, metrics::Exposition, sinks::Status};
 
 /// What there is to show of a start.
@@ -45,13 +45,7 @@ pub async fn serve_starting(
     starting: Arc<Starting>,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new()
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/healthz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(starting);
-    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+    serve_paths(listener, get(ready), get(metrics), starting, cancel).await
 }
 
 async fn ready(State(starting): State<Arc<Starting>>) -> impl IntoResponse {

@@ -159,11 +159,12 @@ impl Ledger {
         self.write().map(|_| ())
     }
 
-    /// Tells whether a write that is not sent yet may have lost its intent: what could not be
-    /// written held the intents of everything that waited, for another batch as well.
+    /// Tells whether one of these writes, which are not sent yet, may have lost its intent: what
+    /// could not be written held the intents of everything that waited, for another batch as well.
+    /// Nearly always nothing was lost, and then no ticket is looked at.
     #[must_use]
-    pub fn has_lost(&self, ticket: u64) -> bool {
-        ticket < self.intents_lost_below
+    pub fn has_lost(&self, mut tickets: impl Iterator<Item = u64>) -> bool {
+        self.intents_lost_below > 0 && tickets.any(|ticket| ticket < self.intents_lost_below)
     }
 
     /// Adds the change of a ticket to what is written next.

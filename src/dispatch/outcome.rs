@@ -164,7 +164,7 @@ impl Outcome {
     /// Lets go what the database has, and what has waited for it for too long; returns when there is
     /// more of the latter.
     pub fn release_arrived(&mut self) -> Option<Instant> {
-        let arrivals = self.arrivals.as_deref()?;
+        let arrivals = self.arrivals.as_deref().filter(|_| !self.awaiting.is_empty())?;
         let late = match self.journal.is_poisoned() {
             // What is not on the disk now may be lost with the machine, and never arrives.
             true => CommandError::Journal(JournalTrouble::LostOutcome),
@@ -274,7 +274,7 @@ impl Receiver for Outcome {
     fn may_send(&mut self, batch: &Batch<Slot>) -> bool {
         let mut ledger = self.ledger.borrow_mut();
         ledger.commit_intents().is_ok()
-            && !batch.slots.iter().filter_map(Slot::ticket).any(|ticket| ledger.has_lost(ticket))
+            && !ledger.has_lost(batch.slots.iter().filter_map(Slot::ticket))
     }
 
     fn replies(&mut self, slot: &Slot, notes: &[u8], bytes: &[u8], count: u32) {

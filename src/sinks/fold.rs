@@ -54,6 +54,14 @@ impl<'a> Record<'a> {
         self.change.kind == EVERY
     }
 
+    /// The expiry that the change set, as the history shows it.
+    pub(super) fn expiry_set(&self) -> Option<u64> {
+        match self.change.expiry {
+            Expiry::At(at) if !self.change.deleted => Some(at),
+            _ => None,
+        }
+    }
+
     /// Whether the profile has no expiry after the change although it may have had one before.
     pub(super) fn persisted(&self) -> bool {
         match self.change.expiry {

@@ -25,7 +25,6 @@ use super::error::{FailureClass, SinkError};
 use super::fold::{Folded, Record};
 use super::statements as sql;
 use super::timestamp::Timestamp;
-use crate::profile::Expiry;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const COLUMNS: i16 = 13;
@@ -71,6 +70,7 @@ pub(super) async fn insert(
             (fields_json(changed.iter().copied()), removed)
         })
         .unzip();
+    let expiries = records.iter().map(|record| record.expiry_set().map(Timestamp::from_ms));
     sqlx::query(sql::INSERT_HISTORY)
         .bind(source)
         .bind(records.iter().map(|record| record.sequence.cast_signed()).bind_iter())
@@ -83,19 +83,11 @@ pub(super) async fn insert(
         .bind(removed)
         .bind(records.iter().map(|record| record.change.deleted).bind_iter())
         .bind(records.iter().map(|record| record.change.cleared).bind_iter())
-        .bind(records.iter().map(expiry_set).bind_iter())
+        .bind(expiries.bind_iter())
         .bind(records.iter().map(|record| record.persisted()).bind_iter())
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// The expiry that a change set.
-fn expiry_set(record: &Record<'_>) -> Option<Timestamp> {
-    match record.change.expiry {
-        Expiry::At(at) if !record.change.deleted => Some(Timestamp::from_ms(at)),
-        _ => None,
-    }
 }
 
 /// The rows as one copy. The order of the columns is that of [`sql::COPY_HISTORY`].
@@ -120,7 +112,7 @@ fn encode(source: &str, records: &[Record<'_>], folded: &Folded<'_>) -> Vec<u8> 
         sized(&mut out, |out| texts(out, &removed));
         column(&mut out, &[u8::from(change.deleted)]);
         column(&mut out, &[u8::from(change.cleared)]);
-        match expiry_set(record) {
+        match record.expiry_set().map(Timestamp::from_ms) {
             Some(at) => column(&mut out, &at.postgres_micros().to_be_bytes()),
             None => out.extend_from_slice(&(-1i32).to_be_bytes()),
         }

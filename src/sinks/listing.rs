@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Config;
 use super::database::Database;
-use super::encoding::{name_bytes, name_text, names_json};
-use super::error::{FailureClass, SinkError};
-use super::rows::Rows;
+use super::encoding::{name_bytes, names_json};
+use super::error::SinkError;
+use super::rows::{Rows, not_connected, texts};
 
 const LIVE_COUNT: &str = "select count(*) from profiles where deleted_at is null";
 
@@ -108,8 +108,7 @@ impl Listing {
         self.rows.connect(self.timeout).await?;
         let rows: Vec<(String, bool, i64)> = match &mut self.rows {
             Rows::Postgres { connection: Some(connection), .. } => {
-                let texts: Vec<_> = keys.iter().map(|key| name_text(key).into_owned()).collect();
-                sqlx::query_as(PG_RECORDED).bind(texts).fetch_all(connection).await?
+                sqlx::query_as(PG_RECORDED).bind(texts(keys)).fetch_all(connection).await?
             }
             Rows::Sqlite { connection: Some(connection), .. } => {
                 let names = names_json(keys.iter().copied());
@@ -123,8 +122,4 @@ impl Listing {
         });
         recorded.collect()
     }
-}
-
-fn not_connected() -> SinkError {
-    SinkError::plain(FailureClass::Connection, "none")
 }

@@ -374,9 +374,12 @@ async fn upsert(
     source: &str,
     deltas: &[Delta<'_>],
 ) -> Result<(), SinkError> {
-    let mut written = merge(connection, sql::UPDATE, source, deltas).await?;
+    // Both statements may need them, and they are what costs time to lay out.
+    let set = deltas.iter().map(|delta| fields_json(delta.set.iter().map(|(n, v)| (*n, *v))));
+    let set: Vec<String> = set.collect();
+    let mut written = merge(connection, sql::UPDATE, source, deltas, &set).await?;
     if written < deltas.len() {
-        written += merge(connection, sql::INSERT, source, deltas).await?;
+        written += merge(connection, sql::INSERT, source, deltas, &set).await?;
     }
     // A row that was neither updated nor inserted was made by somebody else in between.
     if written != deltas.len() {
@@ -391,8 +394,8 @@ async fn merge(
     statement: &'static str,
     source: &str,
     deltas: &[Delta<'_>],
+    set: &[String],
 ) -> Result<usize, SinkError> {
-    let set = deltas.iter().map(|delta| fields_json(delta.set.iter().map(|(n, v)| (*n, *v))));
     let removed = deltas.iter().map(|delta| {
         (!delta.removed.is_empty()).then(|| names_json(delta.removed.iter().copied()))
     });
@@ -404,7 +407,7 @@ async fn merge(
         .bind(source)
         .bind(deltas.iter().map(|delta| name_text(delta.key)).bind_iter())
         .bind(deltas.iter().map(|delta| delta.kind).bind_iter())
-        .bind(set.bind_iter())
+        .bind(set)
         .bind(removed.bind_iter())
         .bind(deltas.iter().map(|delta| delta.cleared).bind_iter())
         .bind(deltas.iter().map(|delta| delta.deleted).bind_iter())

@@ -310,11 +310,11 @@ impl Rows {
     }
 }
 
-fn not_connected() -> SinkError {
+pub(super) fn not_connected() -> SinkError {
     SinkError::plain(FailureClass::Connection, "none")
 }
 
-fn texts(keys: &[&[u8]]) -> Vec<String> {
+pub(super) fn texts(keys: &[&[u8]]) -> Vec<String> {
     keys.iter().map(|key| name_text(key).into_owned()).collect()
 }
 

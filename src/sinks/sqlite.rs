@@ -27,7 +27,6 @@ use super::fold::{Delta, Folded, Record, Row};
 use super::rows::Rows;
 use super::view::View;
 use super::{Config, KindColumns, now_ms};
-use crate::profile::Expiry;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -351,10 +350,7 @@ async fn insert_history(
         query.push_values(chunk, |mut row, record| {
             let change = &record.change;
             let (changed, removed) = folded.history(record);
-            let expires_ms = match change.expiry {
-                Expiry::At(at) if !change.deleted => Some(stored_ms(at)),
-                _ => None,
-            };
+            let expires_ms = record.expiry_set().map(stored_ms);
             row.push_bind(source.to_owned())
                 .push_bind(record.sequence.cast_signed())
                 .push_bind(name_text(change.key).into_owned())

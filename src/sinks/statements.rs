@@ -85,9 +85,20 @@ pub(super) const INSERT_HISTORY: &str = "\
             expires_at, persisted) \
     on conflict do nothing";
 
+/// The deltas of a batch as rows: the order of the columns is that in which `merge` in `postgres.rs`
+/// binds them, behind the source.
+macro_rules! deltas {
+    () => {
+        " from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+            as b (key, kind, fields, removed, cleared, deleted, keeps_expiry, expires_at, \
+                first_at, at, sequence)"
+    };
+}
+
 /// Merges into the rows that exist, in the order of the keys. The merge reads the row under its
 /// lock, so it is right even if somebody else writes the same profile.
-pub(super) const UPDATE: &str = "\
+pub(super) const UPDATE: &str = concat!(
+    "\
     update profiles p set \
         kind = b.kind, \
         fields = case \
@@ -106,23 +117,22 @@ pub(super) const UPDATE: &str = "\
         updated_at = b.at, \
         deleted_at = case when b.deleted then b.at end, \
         source = $1, \
-        sequence = b.sequence \
-    from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
-        as b (key, kind, fields, removed, cleared, deleted, keeps_expiry, expires_at, \
-            first_at, at, sequence) \
-    where p.key = b.key";
+        sequence = b.sequence",
+    deltas!(),
+    " where p.key = b.key"
+);
 
 /// Inserts the rows that [`UPDATE`] did not find.
-pub(super) const INSERT: &str = "\
+pub(super) const INSERT: &str = concat!(
+    "\
     insert into profiles \
         (key, kind, fields, expires_at, updated_at, deleted_at, source, sequence) \
     select b.key, b.kind, b.fields::jsonb, b.expires_at, b.at, \
-        case when b.deleted then b.at end, $1, b.sequence \
-    from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
-        as b (key, kind, fields, removed, cleared, deleted, keeps_expiry, expires_at, \
-            first_at, at, sequence) \
-    where not exists (select from profiles p where p.key = b.key) \
-    on conflict (key) do nothing";
+        case when b.deleted then b.at end, $1, b.sequence",
+    deltas!(),
+    " where not exists (select from profiles p where p.key = b.key) \
+    on conflict (key) do nothing"
+);
 
 /// A flush: every profile becomes a tombstone.
 pub(super) const FLUSH: &str = "\

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::random::Random;
 use super::redis::pairs;
 use super::rig::Rig;
-use super::story::{Action, Answer, Fields, Operation, Outcome};
+use super::story::{Action, Answer, Fields, Operation, Outcome, REFUSALS};
 use crate::outside::Stream;
 use crate::resp::{Framer, elements_of, framed, integer, push_command, value};
 
@@ -27,9 +27,6 @@ const PROFILES: [&str; 3] = ["user:1", "user:2", "user:3"];
 const SHORT: &str = "user:short";
 /// No answer takes longer.
 const ANSWER_BOUND: Duration = Duration::from_secs(20);
-
-/// Errors of the proxy and of Redis that promise that nothing was changed.
-const REFUSALS: [&str; 5] = ["MASTERDOWN ", "LOADING ", "MISCONF ", "SCHEMA ", "EXECABORT "];
 
 /// The profile that expires soon, of one life of the proxy.
 fn short(start: u64) -> String {
@@ -197,7 +194,7 @@ impl Client {
         together: bool,
     ) -> Option<()> {
         let mut bytes = if together { encode(&["MULTI"]) } else { Vec::new() };
-        operations.iter().for_each(|operation| bytes.extend(request(operation)));
+        operations.iter().for_each(|operation| bytes.extend(encode(&operation.words())));
         if together {
             bytes.extend(encode(&["EXEC"]));
         }
@@ -343,28 +340,8 @@ fn is_unknown(reply: &[u8]) -> bool {
     reply.starts_with(b"-") && String::from_utf8_lossy(reply).contains("outcome unknown")
 }
 
-fn encode(words: &[&str]) -> Vec<u8> {
-    let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+fn encode(words: &[impl AsRef<[u8]>]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    push_command(&mut bytes, &words, |_, _| {});
+    push_command(&mut bytes, words, |_, _| {});
     bytes
-}
-
-fn request(operation: &Operation) -> Vec<u8> {
-    let key = operation.key.as_str();
-    match &operation.action {
-        Action::Set(fields) => {
-            let pairs = fields.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
-            encode(&["HSET", key].into_iter().chain(pairs).collect::<Vec<_>>())
-        }
-        Action::Add { field, by } => encode(&["HINCRBY", key, field, &by.to_string()]),
-        Action::Remove(names) => {
-            let names = names.iter().map(String::as_str);
-            encode(&["HDEL", key].into_iter().chain(names).collect::<Vec<_>>())
-        }
-        Action::Delete => encode(&["DEL", key]),
-        Action::Expire { at_ms } => encode(&["PEXPIREAT", key, &at_ms.to_string()]),
-        Action::Read => encode(&["HGETALL", key]),
-        Action::ReadField(field) => encode(&["HGET", key, field]),
-    }
 }

@@ -15,7 +15,6 @@ use foldhash::HashMap;
 use tokio::time::sleep;
 
 use crate::outside::tests::{Fate, Life, chance};
-use crate::profile::Expiry;
 use crate::sinks::batch::Work;
 use crate::sinks::database::{Applied, Cursor};
 use crate::sinks::encoding::{Fields, fields_json, name_text};
@@ -326,10 +325,7 @@ impl State {
                 removed: removed.iter().map(|name| name_text(name).into_owned()).collect(),
                 deleted: change.deleted,
                 cleared: change.cleared,
-                expires_ms: match change.expiry {
-                    Expiry::At(at) if !change.deleted => Some(at),
-                    _ => None,
-                },
+                expires_ms: record.expiry_set(),
                 persisted: record.persisted(),
             };
             self.tables.history.entry(record.sequence).or_insert(written);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::story::{Action, Answer, Fields, Operation, Outcome};
+use super::story::{Action, Answer, Fields, Operation, Outcome, REFUSALS};
 use crate::support::client::{Client, Reply, encode};
 use crate::support::random::Random;
 
@@ -21,9 +21,6 @@ pub(super) const PASSWORD: &str = "fortestsonly";
 const HOT_PROFILES: u64 = 6;
 const EXPIRING_PROFILES: u64 = 2;
 const FILLER_BYTES: usize = 24 << 10;
-
-/// Errors of the proxy and of Redis that promise that nothing was changed.
-const REFUSALS: [&str; 5] = ["MASTERDOWN ", "LOADING ", "MISCONF ", "SCHEMA ", "EXECABORT "];
 
 /// What all clients of a schedule share.
 pub(super) struct Shared {
@@ -167,7 +164,8 @@ impl LoadClient {
 
     fn pipeline(&mut self, client: &mut Client, keys: Vec<String>) -> Option<()> {
         let mut operations = self.begin(keys, false);
-        let bytes: Vec<Vec<u8>> = operations.iter().map(request).collect();
+        let bytes: Vec<Vec<u8>> =
+            operations.iter().map(|operation| encode(&operation.words())).collect();
         let echo = self.echo(client, bytes.concat(), &operations);
         let mut lost = echo.is_none();
         for operation in &mut operations {
@@ -200,7 +198,7 @@ impl LoadClient {
     fn transaction(&mut self, client: &mut Client, keys: Vec<String>) -> Option<()> {
         let mut operations = self.begin(keys, true);
         let mut bytes = encode(&["MULTI"]);
-        operations.iter().for_each(|operation| bytes.extend(request(operation)));
+        operations.iter().for_each(|operation| bytes.extend(encode(&operation.words())));
         bytes.extend(encode(&["EXEC"]));
         let echo = self.echo(client, bytes, &operations);
         let kept = echo.is_some().then(|| self.executed(client, &mut operations)).flatten();
@@ -349,24 +347,5 @@ impl LoadClient {
         let acknowledged = operations.iter().filter(known).count() as u64;
         self.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
         self.diary.operations.extend(operations);
-    }
-}
-
-fn request(operation: &Operation) -> Vec<u8> {
-    let key = operation.key.as_str();
-    match &operation.action {
-        Action::Set(fields) => {
-            let pairs = fields.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
-            encode(&["HSET", key].into_iter().chain(pairs).collect::<Vec<_>>())
-        }
-        Action::Add { field, by } => encode(&["HINCRBY", key, field, &by.to_string()]),
-        Action::Remove(names) => {
-            let names = names.iter().map(String::as_str);
-            encode(&["HDEL", key].into_iter().chain(names).collect::<Vec<_>>())
-        }
-        Action::Delete => encode(&["DEL", key]),
-        Action::Expire { at_ms } => encode(&["PEXPIREAT", key, &at_ms.to_string()]),
-        Action::Read => encode(&["HGETALL", key]),
-        Action::ReadField(field) => encode(&["HGET", key, field]),
     }
 }

@@ -58,6 +58,10 @@ pub(super) enum Outcome {
     Unknown,
 }
 
+/// Errors of the proxy and of Redis that promise that nothing was changed begin so.
+pub(super) const REFUSALS: [&str; 5] =
+    ["MASTERDOWN ", "LOADING ", "MISCONF ", "SCHEMA ", "EXECABORT "];
+
 /// One command of one client. The numbers rise in the order in which a connection has sent them.
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
@@ -73,6 +77,25 @@ pub(super) struct Operation {
     /// `u64::MAX` while nobody knows.
     pub(super) replied_us: u64,
     pub(super) outcome: Outcome,
+}
+
+impl Operation {
+    /// The command, word by word.
+    pub(super) fn words(&self) -> Vec<String> {
+        let (name, rest) = match &self.action {
+            Action::Set(fields) => {
+                let pairs = fields.iter().flat_map(|(name, value)| [name.clone(), value.clone()]);
+                ("HSET", pairs.collect())
+            }
+            Action::Add { field, by } => ("HINCRBY", vec![field.clone(), by.to_string()]),
+            Action::Remove(names) => ("HDEL", names.clone()),
+            Action::Delete => ("DEL", Vec::new()),
+            Action::Expire { at_ms } => ("PEXPIREAT", vec![at_ms.to_string()]),
+            Action::Read => ("HGETALL", Vec::new()),
+            Action::ReadField(field) => ("HGET", vec![field.clone()]),
+        };
+        [name.to_owned(), self.key.clone()].into_iter().chain(rest).collect()
+    }
 }
 
 /// One row of the history table.
