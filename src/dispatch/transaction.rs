@@ -11,8 +11,8 @@
 use std::rc::Rc;
 
 use super::{
-    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client::Profiles,
-    client_command, now_ms, slot::Part, write::has_pairs,
+    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, answer::client_command,
+    client::Profiles, now_ms, slot::Part, write::has_pairs,
 };
 use crate::{
     command::{self, Local, Refusal, Route, Spec, Transaction},
