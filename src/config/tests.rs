@@ -68,6 +68,7 @@ fn the_shipped_file_says_what_the_defaults_are() {
         key: "user:{employee_id}".into(),
         mode: Mode::Enforce,
         ttl: Some(Duration::from_secs(365 * 86_400)),
+        cache_ttl: None,
         ack: Ack::Journal,
         unknown_fields: UnknownFields::Allow,
         fields: FieldsConfig(fields.map(|(name, field)| (name.to_owned(), field)).into()),

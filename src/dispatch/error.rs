@@ -47,6 +47,23 @@ pub enum CommandError {
     /// A command that could change a profile in a way that the proxy does not capture.
     #[error("ERR command '{0}' is not allowed on a profile key")]
     NotOnProfiles(&'static str),
+    /// A command that cannot be exact on a profile which Redis may have evicted.
+    #[error("ERR command '{0}' is not possible on profiles whose kind has cache_ttl")]
+    NotOnCached(&'static str),
+    /// Redis tells of changes only to the connection that has read.
+    #[error("ERR profiles whose kind has cache_ttl cannot be read with CLIENT TRACKING on")]
+    CachedTracked,
+    /// What was watched would be told by another connection than the one that writes.
+    #[error("ERR a transaction that watches keys cannot use profiles whose kind has cache_ttl")]
+    CachedWatched,
+    /// Nobody could say of all of them together what a lost connection has left.
+    #[error(
+        "ERR a transaction cannot write profiles whose kind has cache_ttl together with others"
+    )]
+    CachedMixed,
+    /// It would be the end of the profiles in the database as well, which is hardly meant.
+    #[error("ERR command '{0}' is not possible while a kind of profiles has cache_ttl; use DEL")]
+    FlushesCached(&'static str),
     /// The same for a command that the proxy does not know.
     #[error("ERR a command that the proxy does not know is not allowed on a profile key")]
     UnknownOnProfiles,

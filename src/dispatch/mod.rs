@@ -13,10 +13,13 @@
 //! outcome/        what comes back: it is        hydration/      whether Redis can be trusted with a
 //!                 journaled, then answered                      profile, and what to do if not
 //! busy.rs         while a script runs           unknown/        what the command table does not know
+//! cached/         what names profiles that
+//!                 Redis may lack
 //! ```
 
 mod answer;
 mod busy;
+mod cached;
 mod client;
 mod error;
 mod forward;
@@ -217,7 +220,8 @@ impl Proxy {
 
     /// Carries one request to its reply, or to the upstream that will give it.
     pub fn run(&self, client: &Rc<Client>, request: &Request<'_>) -> Step {
-        match client.hold.get().linked || client.silence.get() != Silence::None {
+        let apart = client.hold.get().linked || client.silence.get() != Silence::None;
+        match apart || client.visits() {
             true => self.run_apart(client, request),
             false => self.run_steps(client, request),
         }
@@ -280,8 +284,8 @@ impl Proxy {
             return Ok(step);
         }
         // Whether it can be trusted with the profiles.
-        if let Some(gate) = self.touch(client, Some(spec), request)? {
-            return Ok(Step::Load(gate));
+        if let Some(step) = self.touch(client, Some(spec), request)? {
+            return Ok(step);
         }
         // When: at once, or together with others.
         if Self::queues(client, spec.route) {

@@ -17,7 +17,11 @@ use std::{cell::Cell, rc::Rc};
 
 use tokio::sync::oneshot;
 
-use super::{client::Client, error::CommandError};
+use super::{
+    cached::{Block, Visit},
+    client::Client,
+    error::CommandError,
+};
 use crate::upstream;
 
 /// How the outcome of a write is read from the replies of Redis.
@@ -63,6 +67,12 @@ pub struct WriteSlot {
     pub answer: u32,
     /// The last reply tells the expiry that the retention policy has set, or -1.
     pub retained: bool,
+    /// The expiry that retention asks for, where it is for the database only.
+    pub due_ms: Option<u64>,
+    /// Redis may lack the profile, so its expiry there says nothing.
+    pub cached: bool,
+    /// The same, and it has met a profile.
+    pub alive: bool,
     /// The second reply tells the expiry behind the write, because it may have been met.
     pub probed: bool,
     /// The profile kind is in `warn` mode and the resulting value has yet to be checked.
@@ -200,6 +210,23 @@ pub enum Slot {
         /// Bytes of notes.
         notes: u32,
     },
+    /// A command on profiles that Redis may lack; the notes are those of a transaction.
+    Visit {
+        /// Who asked.
+        client: Rc<Client>,
+        /// What waits for the replies.
+        visit: Rc<Visit>,
+        /// What was sent.
+        block: Box<Block>,
+        /// Bytes of notes.
+        notes: u32,
+    },
+    /// UNLINK of a profile that Redis may lack: a write to it is in doubt, or has begun another one
+    /// in its place.
+    Removed {
+        /// The ticket of the write.
+        ticket: u64,
+    },
     /// A block was executed over a private link: HGETALL and PEXPIRETIME of each profile that it
     /// has written, and then the client's answer.
     Executed {
@@ -233,6 +260,15 @@ pub struct Look {
 }
 
 impl Slot {
+    /// Tells whether the client waits for the answer to EXEC.
+    pub(super) fn is_exec(&self) -> bool {
+        match self {
+            Self::Transaction { .. } => true,
+            Self::Visit { block, .. } => !block.is_single(),
+            _ => false,
+        }
+    }
+
     /// Returns the first ticket of the writes in it.
     pub(super) fn ticket(&self) -> Option<u64> {
         match self {
@@ -241,6 +277,7 @@ impl Slot {
                 Part::Write(write) => Some(write.ticket),
                 _ => None,
             }),
+            Self::Visit { block, .. } => block.writes().map(|write| write.ticket).next(),
             _ => None,
         }
     }
@@ -256,10 +293,13 @@ impl upstream::Slot for Slot {
             | Self::Write { client, .. }
             | Self::Transaction { client, .. }
             | Self::Lookup { client, .. }
+            | Self::Visit { client, .. }
             | Self::Executed { client, .. } => Some(client.id),
-            Self::AnyProfile { .. } | Self::Snapshot { .. } | Self::Fence | Self::Own { .. } => {
-                None
-            }
+            Self::AnyProfile { .. }
+            | Self::Snapshot { .. }
+            | Self::Removed { .. }
+            | Self::Fence
+            | Self::Own { .. } => None,
         }
     }
 
@@ -277,8 +317,9 @@ impl upstream::Slot for Slot {
             Self::Transaction { replies, .. } => *replies,
             Self::Snapshot { .. } => 2,
             Self::Executed { looks, .. } => 2 * looks.len() as u32,
+            Self::Visit { block, .. } => block.replies(),
             Self::Fence => 1,
-            Self::AnyProfile { .. } | Self::Lookup { .. } => 1,
+            Self::AnyProfile { .. } | Self::Lookup { .. } | Self::Removed { .. } => 1,
             Self::Own { replies, .. } => *replies,
         }
     }
@@ -289,13 +330,18 @@ impl upstream::Slot for Slot {
 
     fn note_bytes(&self) -> usize {
         match self {
-            Self::Forward { .. } | Self::AnyProfile { .. } | Self::Own { .. } | Self::Fence => 0,
+            Self::Forward { .. }
+            | Self::AnyProfile { .. }
+            | Self::Removed { .. }
+            | Self::Own { .. }
+            | Self::Fence => 0,
             Self::Local { notes, .. }
             | Self::Read { notes, .. }
             | Self::Joined { notes, .. }
             | Self::Lookup { notes, .. }
             | Self::Snapshot { notes, .. }
             | Self::Executed { notes, .. }
+            | Self::Visit { notes, .. }
             | Self::Transaction { notes, .. } => *notes as usize,
             Self::Write { write, .. } => write.notes as usize,
         }

@@ -132,6 +132,7 @@ impl Proxy {
     /// Forgets a client that has left.
     pub fn leave(&self, client: &Client) {
         self.unwatch_embedded(client);
+        client.end_visit();
         self.clients.leave(client);
     }
 
@@ -318,7 +319,7 @@ impl Proxy {
     }
 
     /// Adds one command of a transaction to a batch.
-    fn encode_queued(
+    pub(super) fn encode_queued(
         &self,
         client: &Rc<Client>,
         spec: Option<&'static Spec>,
@@ -400,6 +401,11 @@ impl Proxy {
 }
 
 impl Queue {
+    /// Tells whether a command was refused, so that EXEC will be.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted
+    }
+
     /// Returns the number of commands.
     pub(super) fn len(&self) -> usize {
         self.count

@@ -117,6 +117,12 @@ fn kind(config: &KindConfig, pattern: Option<KeyPattern>, faults: &mut Faults<'_
         let text = "expected a duration from 1s to 100years; leave ttl out to keep profiles";
         faults.add("ttl", text.into());
     }
+    let cache_ttl_max = config.ttl.unwrap_or(TTL_MAX);
+    if config.cache_ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > cache_ttl_max) {
+        let text = "expected a duration from 1s to ttl, at most 100years; leave cache_ttl out to \
+                    have Redis keep every profile";
+        faults.add("cache_ttl", text.into());
+    }
     let mut fields = Vec::with_capacity(config.fields.0.len());
     let mut index = HashMap::with_capacity(config.fields.0.len());
     for (name, settings) in &config.fields.0 {
@@ -135,6 +141,7 @@ fn kind(config: &KindConfig, pattern: Option<KeyPattern>, faults: &mut Faults<'_
         pattern: pattern?,
         mode: config.mode,
         ttl: config.ttl,
+        cache_ttl: config.cache_ttl,
         ack: config.ack,
         fields: fields.into(),
         index,

@@ -24,6 +24,10 @@ pub struct KindConfig {
     /// How long a profile is kept after its last write, such as `365d`; for ever unless said.
     #[serde(deserialize_with = "duration")]
     pub ttl: Option<Duration>,
+    /// How long Redis keeps a profile that was brought in from the database, such as `1h`. With it
+    /// Redis may lack any profile (cache mode); without it Redis is expected to keep them all.
+    #[serde(deserialize_with = "duration")]
+    pub cache_ttl: Option<Duration>,
     /// What a write has reached when its reply goes out; the journal unless said otherwise.
     pub ack: Ack,
     /// Whether fields beside the declared ones may be written; `allow` unless said otherwise.

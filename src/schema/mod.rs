@@ -66,6 +66,7 @@ pub struct Kind {
     pattern: KeyPattern,
     mode: Mode,
     ttl: Option<Duration>,
+    cache_ttl: Option<Duration>,
     ack: Ack,
     fields: Box<[Field]>,
     /// Where in `fields` a name is.
@@ -88,6 +89,13 @@ impl Kind {
     /// Returns how long a profile is kept after its last write; `None` keeps it for ever.
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl
+    }
+
+    /// Returns how long Redis keeps a profile that was brought in; `None` is store mode, in which
+    /// Redis is expected to keep every profile.
+    #[inline]
+    pub fn cache_ttl(&self) -> Option<Duration> {
+        self.cache_ttl
     }
 
     /// Says whether replies to writes wait for the database.

@@ -2,8 +2,8 @@
 //! it.
 //!
 //! Questions that wait are answered together, with one query. Pending is what the journal holds
-//! behind the database's cursor; it is read once per epoch and dropped when the delivery has come
-//! past it. What the database has refused (`dead_letters`) was acknowledged too, and counts as
+//! behind the database's cursor; it is read once, further when more is asked for, and dropped when
+//! the delivery has come past it. What the database has refused (`dead_letters`) was acknowledged too, and counts as
 //! well.
 
 use std::sync::Arc;
@@ -155,26 +155,33 @@ impl Lookup {
 
     /// Reads what is pending, unless it was read or there is nothing.
     async fn lay(&mut self, delivered: u64, appended: u64) -> Result<(), SinkError> {
+        // A database that was set back has a cursor before the overlay: it lacks what was delivered
+        // before.
+        let mut kept = self.overlay.take().filter(|overlay| overlay.from <= delivered);
+        kept.iter_mut().for_each(|overlay| overlay.let_go(delivered));
         if delivered >= appended {
-            self.overlay = None;
+            self.overlay = kept;
             self.rows_to = appended;
             return Ok(());
         }
-        // A database that was set back has a cursor before the overlay: it lacks what was delivered
-        // before.
-        let fits = |overlay: &Overlay| overlay.to == appended && overlay.from <= delivered;
-        if self.overlay.as_ref().is_some_and(fits) {
+        if let Some(overlay) = kept.take_if(|overlay| overlay.to >= appended) {
+            self.rows_to = overlay.from;
+            self.overlay = Some(overlay);
             return Ok(());
         }
-        self.overlay = None;
         if self.overlay_from > Instant::now() {
             return Err(SinkError::plain(FailureClass::Connection, "overlay"));
         }
         let journal = self.journal.clone();
-        let read = outside::blocking(move || Overlay::read(&journal, delivered, appended)).await;
+        let kept = kept.filter(|overlay| !overlay.is_stale(delivered));
+        let read = outside::blocking(move || match kept {
+            Some(overlay) => overlay.extended(appended),
+            None => Overlay::read(&journal, delivered, appended),
+        });
+        let read = read.await;
         match read {
             Ok(Ok(overlay)) => {
-                debug!(records = appended - delivered, "pending changes read");
+                debug!(from = overlay.from, to = overlay.to, "pending changes read");
                 self.rows_to = overlay.from;
                 self.overlay = Some(overlay);
                 Ok(())
@@ -285,7 +292,7 @@ impl Lookup {
         self.ready(appended).await?;
         let (keys, next) = match &from.rows_from {
             Some(text) => return self.page_of_rows(text).await,
-            None => self.page_of_pending(from.pending_after.as_deref()).await?,
+            None => self.page_of_pending(from.pending_after.as_deref(), appended).await?,
         };
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         let profiles = match keys.is_empty() {
@@ -298,9 +305,10 @@ impl Lookup {
     async fn page_of_pending(
         &mut self,
         after: Option<&[u8]>,
+        appended: u64,
     ) -> Result<(Vec<Vec<u8>>, PageMark), SinkError> {
-        let overlay = self.overlay.as_ref();
-        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(after, PAGE_ROWS));
+        let overlay = self.overlay.as_mut();
+        let keys = overlay.into_iter().flat_map(|overlay| overlay.keys(after, PAGE_ROWS, appended));
         let mut keys: Vec<Vec<u8>> = keys.map(<[u8]>::to_vec).collect();
         let full = keys.len() == PAGE_ROWS;
         let pending_after = keys.last().cloned();

@@ -1,5 +1,5 @@
-//! What is journaled and not delivered yet, per profile: read once, then laid over the database's
-//! rows.
+//! What is journaled and not delivered yet, per profile: read once and then further, never again,
+//! and laid over the database's rows.
 //!
 //! The records are kept as they are and folded with the row when it is known, by the same fold as a
 //! delivery's: an expiry in the row can decide what a later change starts from. A record that later
@@ -12,13 +12,15 @@ use foldhash::{HashMap, HashMapExt};
 
 use super::fold::{Folded, Record, Row};
 use crate::hydrate::{Known, Profile};
-use crate::journal::{Batch, Journal, Sequence};
+use crate::journal::{Batch, Journal, Reader, Sequence};
 use crate::profile::{Change, Entry, Expiry};
 
 /// The most bytes of pending changes that are kept.
 const BYTES_MAX: usize = 256 << 20;
 /// Changes of one profile that are kept before it is looked through for what is void.
 const RECORDS_KEPT: usize = 32;
+/// Records that are kept although the database has them, beside twice as many as it lacks.
+const KEPT_MAX: u64 = 100_000;
 const READ_RECORDS_MAX: usize = 4096;
 const READ_BYTES_MAX: usize = 4 << 20;
 
@@ -38,79 +40,99 @@ pub(super) struct Pending {
     pub record: Box<[u8]>,
 }
 
-/// The pending changes of a span of the journal.
-#[derive(Debug, Default)]
+/// The pending changes of a span of the journal, which can be read further.
 pub(super) struct Overlay {
-    /// The cursor of the database when it was read, and the last change that counts.
+    /// A cursor of the database before all of them, and the last record that was read.
     pub from: u64,
     pub to: u64,
     /// The last flush among them: what a row holds from before it is gone.
     pub flushed: Option<u64>,
-    /// By key, in the order of the keys.
-    profiles: Vec<(Vec<u8>, Vec<Pending>)>,
+    profiles: HashMap<Vec<u8>, Kept>,
+    bytes: usize,
+    reader: Reader,
+    /// The keys in order, as they were when so much was read.
+    order: Vec<Vec<u8>>,
+    order_to: u64,
 }
 
 impl Overlay {
-    /// Reads the journal behind `from` up to `to`; blocks for the file system.
+    /// Reads the journal behind `from` up to `to` or further; blocks for the file system.
     pub(super) fn read(journal: &Journal, from: u64, to: u64) -> Result<Self, OverlayError> {
         // A database that has nothing gets what the journal still holds.
         let first = if from == 0 { journal.first() } else { Sequence(from).next() };
-        let mut reader = journal.reader(first).map_err(|_| OverlayError::Journal)?;
+        let reader = journal.reader(first).map_err(|_| OverlayError::Journal)?;
+        let (profiles, order) = (HashMap::new(), Vec::new());
+        let (flushed, bytes, order_to) = (None, 0, 0);
+        Self { from, to: from, flushed, profiles, bytes, reader, order, order_to }.extended(to)
+    }
+
+    /// Reads on up to `to` or further; blocks for the file system. What was read before is not read
+    /// again.
+    pub(super) fn extended(mut self, to: u64) -> Result<Self, OverlayError> {
         let mut batch = Batch::new();
-        let mut collected = Collected::default();
-        loop {
-            let read = reader.read(&mut batch, READ_RECORDS_MAX, READ_BYTES_MAX);
+        while self.reader.position().0 <= to {
+            let read = self.reader.read(&mut batch, READ_RECORDS_MAX, READ_BYTES_MAX);
             if read.map_err(|_| OverlayError::Journal)? == 0 {
                 break;
             }
-            for (sequence, record) in batch.iter().take_while(|(sequence, _)| sequence.0 <= to) {
-                collected.add(sequence.0, record);
+            for (sequence, record) in batch.iter() {
+                self.add(sequence.0, record);
             }
-            if collected.bytes > BYTES_MAX {
+            if self.bytes > BYTES_MAX {
                 return Err(OverlayError::TooLarge);
             }
-            if reader.position().0 > to {
-                break;
-            }
         }
-        Ok(Self { from, to, flushed: collected.flushed, profiles: collected.sorted() })
+        self.to = self.reader.position().0.saturating_sub(1).max(to);
+        Ok(self)
+    }
+
+    /// Lets go of what the database has, if that is everything.
+    pub(super) fn let_go(&mut self, delivered: u64) {
+        if self.to <= delivered && self.from < self.to {
+            self.from = self.to;
+            self.flushed = None;
+            self.bytes = 0;
+            self.profiles = HashMap::new();
+            self.order = Vec::new();
+            self.order_to = 0;
+        }
+    }
+
+    /// Tells whether most of it is in the database, so that it is better read anew.
+    pub(super) fn is_stale(&self, delivered: u64) -> bool {
+        let kept = self.to.saturating_sub(self.from);
+        kept > KEPT_MAX + 2 * self.to.saturating_sub(delivered)
     }
 
     /// Returns the pending changes of one profile.
     pub(super) fn of(&self, key: &[u8]) -> &[Pending] {
-        let place = self.profiles.binary_search_by(|(known, _)| known.as_slice().cmp(key));
-        let found = place.ok().and_then(|place| self.profiles.get(place));
-        found.map_or(&[], |(_, pending)| pending)
+        self.profiles.get(key).map_or(&[], |kept| &kept.pending)
     }
 
-    /// Returns some of the keys behind one of them, in order.
-    pub(super) fn keys(&self, after: Option<&[u8]>, count: usize) -> impl Iterator<Item = &[u8]> {
+    /// Returns some of the keys behind one of them, in order: those with changes up to `to`, and
+    /// perhaps others.
+    pub(super) fn keys(
+        &mut self,
+        after: Option<&[u8]>,
+        count: usize,
+        to: u64,
+    ) -> impl Iterator<Item = &[u8]> {
+        if self.order_to < to {
+            self.order = self.profiles.keys().cloned().collect();
+            self.order.sort_unstable();
+            self.order_to = self.to;
+        }
         let passed = |key: &[u8]| after.is_some_and(|after| key <= after);
-        let from = self.profiles.partition_point(|(key, _)| passed(key));
-        self.profiles.iter().skip(from).take(count).map(|(key, _)| key.as_slice())
+        let from = self.order.partition_point(|key| passed(key));
+        self.order.iter().skip(from).take(count).map(Vec::as_slice)
     }
-}
 
-#[derive(Default)]
-struct Collected {
-    profiles: HashMap<Vec<u8>, Kept>,
-    flushed: Option<u64>,
-    bytes: usize,
-}
-
-struct Kept {
-    pending: Vec<Pending>,
-    /// The number of records at which it pays to look through them again.
-    look_at: usize,
-}
-
-impl Collected {
     fn add(&mut self, sequence: u64, record: &[u8]) {
         // The delivery sets aside what it cannot read; here it says nothing.
         let change = match Entry::decode(record) {
             Ok(Entry::Change(change)) => change,
             Ok(Entry::Flush(_)) => {
-                let Self { profiles, flushed, bytes } = self;
+                let Self { profiles, flushed, bytes, .. } = self;
                 profiles.values_mut().for_each(|kept| kept.pending.clear());
                 *bytes = profiles.keys().map(Vec::len).sum();
                 *flushed = Some(sequence);
@@ -137,13 +159,12 @@ impl Collected {
             kept.look_at = (kept.pending.len() * 2).max(RECORDS_KEPT);
         }
     }
+}
 
-    fn sorted(self) -> Vec<(Vec<u8>, Vec<Pending>)> {
-        let profiles = self.profiles.into_iter().map(|(key, kept)| (key, kept.pending));
-        let mut profiles: Vec<_> = profiles.collect();
-        profiles.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-        profiles
-    }
+struct Kept {
+    pending: Vec<Pending>,
+    /// The number of records at which it pays to look through them again.
+    look_at: usize,
 }
 
 fn size_of(pending: &[Pending]) -> usize {

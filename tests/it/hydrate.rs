@@ -91,10 +91,10 @@ fn command(client: &mut Client, line: &str) -> Reply {
 }
 
 /// Holds the delivery up by a lock in the database, which can still be read.
-struct Stuck<'a>(&'a Postgres);
+pub(crate) struct Stuck<'a>(&'a Postgres);
 
 impl<'a> Stuck<'a> {
-    fn new(postgres: &'a Postgres) -> Stuck<'a> {
+    pub(crate) fn new(postgres: &'a Postgres) -> Stuck<'a> {
         postgres.query("create table if not exists public.stuck (yes int)");
         let function = "create or replace function public.wait() returns trigger \
             language plpgsql as $$ begin while exists (select from public.stuck) loop \
@@ -108,7 +108,7 @@ impl<'a> Stuck<'a> {
         Stuck(postgres)
     }
 
-    fn release(self) {
+    pub(crate) fn release(self) {
         self.0.query("delete from public.stuck");
         self.0.query("drop trigger wait on profile_proxy.history");
     }

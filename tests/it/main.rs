@@ -8,6 +8,7 @@
 mod admin;
 mod bad_input;
 mod busy_script;
+mod cache_mode;
 mod client_command;
 mod client_matrix;
 mod clients_and_limits;

@@ -25,6 +25,8 @@ pub(super) struct Redis(Rc<RefCell<Server>>);
 struct Server {
     world: Rc<World>,
     engine: Engine,
+    /// It removes a profile now and then, between two commands that are not in a transaction.
+    evicts: bool,
     /// The number of the process.
     run: u64,
     away: bool,
@@ -43,11 +45,12 @@ struct Talk {
 }
 
 impl Redis {
-    pub(super) fn new(world: &Rc<World>) -> Redis {
+    pub(super) fn new(world: &Rc<World>, evicts: bool) -> Redis {
         let (accepted, mut streams) = mpsc::channel(64);
         let redis = Redis(Rc::new(RefCell::new(Server {
             world: Rc::clone(world),
             engine: Engine::new(),
+            evicts,
             run: 1,
             away: false,
             next_id: 1,
@@ -154,9 +157,28 @@ impl Redis {
     }
 }
 
+impl Server {
+    /// Removes one of the profiles that all clients use, by chance.
+    fn evict(&mut self) {
+        let chance = if self.evicts { self.world.below(12) } else { 0 };
+        if (1..=3).contains(&chance) {
+            let (now_ms, key) = (self.world.now_ms(), format!("user:{chance}"));
+            let (mut request, mut reply) = (Vec::new(), Vec::new());
+            push_command(&mut request, &["UNLINK", &key], |_, _| {});
+            with_request(&request, |request| {
+                let mut writer = ReplyWriter::new(&mut reply, Protocol::Resp2);
+                self.engine.execute(now_ms, &request, &mut writer);
+            });
+        }
+    }
+}
+
 impl Talk {
     /// Takes a request: at once, or for EXEC.
     fn take(&mut self, request: &Request<'_>, output: &mut Vec<u8>) {
+        if self.queue.is_none() {
+            self.redis.0.borrow_mut().evict();
+        }
         let name = request.argument(0).to_ascii_lowercase();
         let mut reply = ReplyWriter::new(output, self.protocol);
         match (name.as_slice(), &mut self.queue) {

@@ -57,6 +57,7 @@ struct Running {
 pub(super) struct Rig {
     pub(super) world: Rc<World>,
     persistence: Persistence,
+    pub(super) cached: bool,
     config: Config,
     redis: Redis,
     database: Server,
@@ -81,8 +82,9 @@ impl Rig {
         let world = World::new(schedule.seed);
         let rig = Rc::new(Rig {
             persistence: schedule.persistence,
+            cached: schedule.cached,
             config: config(schedule),
-            redis: Redis::new(&world),
+            redis: Redis::new(&world, schedule.cached),
             database: Server::default(),
             held: RefCell::default(),
             image: Arc::new(Mutex::new(Some(Image::empty()))),
@@ -361,7 +363,15 @@ impl Rig {
         }
         let keys = profiles(self.starts());
         let named = |key: String| self.redis.held(&key).map(|profile| (key, profile));
-        let redis = keys.into_iter().filter_map(named).collect();
+        let mut redis: BTreeMap<_, _> = keys.into_iter().filter_map(named).collect();
+        if self.cached {
+            // Redis may lack any, and keeps none for as long as it lasts.
+            let whole: Vec<(&String, &Profile)> = proxy.iter().collect();
+            for (key, profile) in whole {
+                redis.entry(key.clone()).or_insert_with(|| profile.clone());
+            }
+            redis.values_mut().for_each(|profile| profile.expires_ms = None);
+        }
         let stored = self.database.profiles().into_iter();
         let database = stored.filter_map(|(key, stored)| Some((text(&key), state(&stored)?)));
         (vec![("proxy", proxy), ("Redis", redis), ("database", database.collect())], faults)
@@ -379,8 +389,8 @@ impl Rig {
                 reply = talk.ask(&["HGETALL", &key]).await?;
             }
             let expires = integer(&talk.ask(&["PEXPIRETIME", &key]).await?)?;
-            let profile =
-                Profile { fields: pairs(&reply), expires_ms: u64::try_from(expires).ok() };
+            let expires_ms = u64::try_from(expires).ok().filter(|_| !self.cached);
+            let profile = Profile { fields: pairs(&reply), expires_ms };
             if !profile.fields.is_empty() {
                 found.insert(key, profile);
             }
@@ -447,7 +457,8 @@ fn config(schedule: &Schedule) -> Config {
         [fields]
         status = { type = "enum", values = ["active", "inactive"] }
         "#;
-    let kind: KindConfig = toml::from_str(kind).expect("a kind");
+    let mut kind: KindConfig = toml::from_str(kind).expect("a kind");
+    kind.cache_ttl = schedule.cached.then_some(Duration::from_secs(1));
     let mut config = Config { user: users.collect(), profile: vec![kind], ..Config::default() };
     config.upstream = UpstreamAddress::Redis {
         host: "redis".to_owned(),

@@ -55,6 +55,8 @@ pub(super) struct Schedule {
     pub(super) batch_records_max: u64,
     pub(super) segment_bytes_max: u64,
     pub(super) warm_keys_per_second_max: u64,
+    /// The kind of the profiles has `cache_ttl`, and Redis evicts them at random.
+    pub(super) cached: bool,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -73,6 +75,7 @@ impl Schedule {
             batch_records_max: one_of(&mut random, &[3, 20, 1000]),
             segment_bytes_max: one_of(&mut random, &[1000, 8000, 1 << 20]),
             warm_keys_per_second_max: one_of(&mut random, &[3, 20, 5000]),
+            cached: seed.is_multiple_of(3),
             length_ms: 600 + random.below(1000),
             deeds: Vec::new(),
         };
@@ -134,7 +137,7 @@ impl fmt::Display for Schedule {
         writeln!(
             out,
             "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
-             segments of {}, {} checks in a second, {} ms",
+             segments of {}, {} checks in a second, {} ms{}",
             self.seed,
             self.persistence,
             self.sync.name(),
@@ -142,7 +145,8 @@ impl fmt::Display for Schedule {
             self.batch_records_max,
             self.segment_bytes_max,
             self.warm_keys_per_second_max,
-            self.length_ms
+            self.length_ms,
+            if self.cached { ", cache mode" } else { "" }
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
     }

@@ -20,7 +20,8 @@ use self::{
     outbox::Outbox,
 };
 use super::{
-    error::CommandError, hydration::examine::Examination, private::Hold, transaction::Queue,
+    cached::Visit, error::CommandError, hydration::examine::Examination, private::Hold,
+    transaction::Queue,
 };
 use crate::{
     auth::Identity,
@@ -122,6 +123,12 @@ pub struct Client {
     wanted: Cell<Wanted>,
     /// Why the profiles of the next command cannot be used, and in which round of checks.
     pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
+    /// The command on profiles that Redis may lack that is being carried.
+    visit: RefCell<Option<Rc<Visit>>>,
+    /// There is one.
+    visits: Cell<bool>,
+    /// The next request is a read that has missed a profile.
+    pub(super) goes_alone: Cell<bool>,
     /// The comparison that `PROFILE.CHECK` waits for.
     pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
@@ -180,6 +187,9 @@ impl Client {
             touched: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
             unloaded: Cell::new(None),
+            visit: RefCell::default(),
+            visits: Cell::new(false),
+            goes_alone: Cell::new(false),
             examined: RefCell::default(),
             closed: Cell::new(false),
             wake: Notify::new(),
@@ -213,6 +223,24 @@ impl Client {
     pub fn owed(&self) -> u32 {
         let late = u32::from(self.late.get());
         self.in_flight.get() + self.hold.get().owed + self.awaited.get() + late
+    }
+
+    /// Tells whether a command on profiles that Redis may lack is being carried.
+    #[inline]
+    pub(super) fn visits(&self) -> bool {
+        self.visits.get()
+    }
+
+    /// Has the next request be the one that a visit is about.
+    pub(super) fn begin_visit(&self, visit: Rc<Visit>) {
+        self.visits.set(true);
+        self.visit.replace(Some(visit));
+    }
+
+    /// Takes the visit that is being carried.
+    pub(super) fn end_visit(&self) -> Option<Rc<Visit>> {
+        self.visits.set(false);
+        self.visit.take()
     }
 
     /// Says whether a reply of the proxy's own is not known yet.

@@ -152,14 +152,24 @@ impl Hydration {
         let key = examination.key.as_slice();
         let look = timeout_at(deadline, self.sides(key)).await;
         let (known, held, at_ms) = look.map_err(late)??;
+        let held = self.comparable(key, &known, held);
         let same = Found { drift: None, done: Verdict::Leave };
+        // Where Redis need not have it there is nothing to compare.
+        if held == Held::Nothing && self.is_cached(key) {
+            return Ok(same);
+        }
         if compare(&known, &held, at_ms).is_none() {
             return Ok(same);
         }
         let hold = timeout_at(deadline, self.held.hold(key)).await.map_err(late)?;
         let deadline = deadline.min(Instant::now() + HELD_MAX);
         let look = timeout_at(deadline, self.settled_sides(key)).await;
-        let sides @ (known, held, at_ms) = &look.map_err(late)??;
+        let (known, held, at_ms) = look.map_err(late)??;
+        let held = self.comparable(key, &known, held);
+        if held == Held::Nothing && self.is_cached(key) {
+            return Ok(same);
+        }
+        let sides @ (known, held, at_ms) = &(known, held, at_ms);
         // A flush has gone ahead, or Redis was changed: what was seen may be of the past.
         if !hold.stands() || self.generation() != generation || !self.is_trusted() {
             return Err(CommandError::Incomparable);
@@ -216,7 +226,7 @@ impl Hydration {
         }
     }
 
-    fn is_in_doubt(&self, key: &[u8]) -> bool {
+    pub(in crate::dispatch) fn is_in_doubt(&self, key: &[u8]) -> bool {
         let ledger = self.ledger.borrow();
         let mut keys = ledger.in_doubt().values();
         keys.any(|doubted| doubted.is_empty() || doubted == key)
@@ -231,6 +241,8 @@ impl Hydration {
     ) -> Result<Verdict, CommandError> {
         let verdict = remedy(drift, known, held, *at_ms, repair);
         match (verdict, known, held) {
+            // It is brought in again when somebody names it.
+            (Verdict::Overwrite, ..) if self.is_cached(key) => self.replace(key, None).await?,
             (Verdict::Fill | Verdict::Overwrite, Known::Live(profile), _) => {
                 self.replace(key, Some(profile)).await?;
             }

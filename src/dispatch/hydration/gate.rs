@@ -1,4 +1,5 @@
-//! One command's wait for the profiles that it names, and which commands have to wait at all.
+//! One command's wait for the profiles that it names, and which commands have to wait at all. What
+//! names profiles that Redis may lack is handed on to `cached/`.
 
 use std::{
     cell::{Cell, RefCell},
@@ -7,7 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::dispatch::{Client, CommandError, Hydration, Proxy};
+use crate::dispatch::{Client, CommandError, Hydration, Proxy, Step};
 use crate::{
     command::{self, Access, Route, Spec},
     resp::Request,
@@ -19,10 +20,10 @@ impl Proxy {
     #[inline]
     pub(in crate::dispatch) fn touch(
         &self,
-        client: &Client,
+        client: &Rc<Client>,
         spec: Option<&'static Spec>,
         request: &Request<'_>,
-    ) -> Result<Option<Rc<Gate>>, CommandError> {
+    ) -> Result<Option<Step>, CommandError> {
         match &self.hydration {
             Some(hydration) if !hydration.is_open() => {
                 self.touch_checking(hydration, client, spec, request)
@@ -34,10 +35,10 @@ impl Proxy {
     fn touch_checking(
         &self,
         hydration: &Rc<Hydration>,
-        client: &Client,
+        client: &Rc<Client>,
         spec: Option<&'static Spec>,
         request: &Request<'_>,
-    ) -> Result<Option<Rc<Gate>>, CommandError> {
+    ) -> Result<Option<Step>, CommandError> {
         let generation = hydration.generation();
         if let Some((at, error)) = client.unloaded.take()
             && at == generation
@@ -47,26 +48,43 @@ impl Proxy {
             }
             return Err(error);
         }
+        let waits = |gate: Option<Rc<Gate>>| gate.map(Step::Load);
         // One that the table does not know may have its keys anywhere.
-        let Some(spec) = spec else { return hydration.touch(request.arguments(1)) };
+        let Some(spec) = spec else {
+            if hydration.caches && request.arguments(1).any(|key| self.is_cached(key)) {
+                return Err(CommandError::UnknownOnProfiles);
+            }
+            return hydration.touch(request.arguments(1), false).map(waits);
+        };
         let elsewhere = client.hold.get().database.is_some();
         // A profile that is being brought back could arrive behind the flush.
         if spec.route == Route::Flush && !(elsewhere && spec.name == "flushdb") {
-            return hydration.clear_for_flush(spec.name);
+            return match hydration.caches {
+                true => Err(CommandError::FlushesCached(spec.name)),
+                false => hydration.clear_for_flush(spec.name).map(waits),
+            };
         }
         if elsewhere {
             return Ok(None);
         }
         if spec.name == "exec" {
-            let touched = self.touch_queued(hydration, client);
+            let touched = match self.touch_queued(hydration, client) {
+                Ok(None) if hydration.caches => self.visit_queued(hydration, client),
+                touched => touched.map(waits),
+            };
             // Whatever EXEC is told, the transaction ends with it.
             if touched.is_err() {
                 client.session.borrow_mut().queue = None;
             }
             return touched;
         }
+        if hydration.caches
+            && let Some(use_) = self.judge_cached(client, spec, request)?
+        {
+            return self.visit(hydration, client, spec, request, use_);
+        }
         match names_profiles(spec) {
-            true => hydration.touch(spec.keys(request)),
+            true => hydration.touch(spec.keys(request), false).map(waits),
             false => Ok(None),
         }
     }
@@ -78,7 +96,9 @@ impl Proxy {
         client: &Client,
     ) -> Result<Option<Rc<Gate>>, CommandError> {
         let session = client.session.borrow();
-        let Some(queue) = &session.queue else { return Ok(None) };
+        let Some(queue) = session.queue.as_ref().filter(|queue| !queue.is_aborted()) else {
+            return Ok(None);
+        };
         let mut keys: Vec<Vec<u8>> = Vec::new();
         let mut flush = None;
         queue.for_each(|spec, request| match spec {
@@ -94,7 +114,7 @@ impl Proxy {
         {
             return Ok(Some(gate));
         }
-        hydration.touch(keys.iter().map(Vec::as_slice))
+        hydration.touch(keys.iter().map(Vec::as_slice), false)
     }
 
     /// Takes the news that the profiles of a client's next command cannot be checked; the command
@@ -107,9 +127,27 @@ impl Proxy {
     }
 }
 
+impl Hydration {
+    /// Waits until the profiles of a command are checked.
+    ///
+    /// # Errors
+    /// What the client is to be told; nothing was sent.
+    pub async fn wait(&self, gate: &Gate) -> Result<(), CommandError> {
+        if gate.sent.get() {
+            return gate.opened().await;
+        }
+        let start = std::time::Instant::now();
+        let opened = tokio::time::timeout(self.wait_max, gate.opened()).await;
+        if !gate.compares.get() {
+            self.metrics.load_wait.observe(start.elapsed());
+        }
+        opened.unwrap_or(Err(CommandError::Unloaded))
+    }
+}
+
 /// Tells whether a command may reach profiles by its keys. Writes that are not captured are refused
 /// on profiles, so they have nothing to wait for.
-fn names_profiles(spec: &Spec) -> bool {
+pub(in crate::dispatch) fn names_profiles(spec: &Spec) -> bool {
     match spec.route {
         Route::Profile(_) => true,
         Route::Transaction(command) => command == command::Transaction::Watch,
@@ -125,13 +163,22 @@ pub struct Gate {
     pub(super) left: Cell<usize>,
     /// The command asks for nothing but a comparison, so its wait holds nobody up.
     pub(super) compares: Cell<bool>,
+    /// The command is on the lane, which ends the wait in any case: it is told what became of it.
+    pub(in crate::dispatch) sent: Cell<bool>,
     failure: RefCell<Option<CommandError>>,
     news: Notify,
 }
 
 impl Gate {
+    /// A wait for one thing.
+    pub(in crate::dispatch) fn single() -> Rc<Self> {
+        let gate = Rc::new(Self::default());
+        gate.left.set(1);
+        gate
+    }
+
     /// Counts one profile as checked.
-    pub(super) fn pass(&self) {
+    pub(in crate::dispatch) fn pass(&self) {
         self.left.set(self.left.get().saturating_sub(1));
         if self.left.get() == 0 {
             self.news.notify_one();

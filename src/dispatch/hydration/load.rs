@@ -57,8 +57,13 @@ impl Hydration {
                 let held = self.look(key, Some(&known)).await?;
                 (known, held)
             }
+            // A write in doubt may have left part of a profile, which goes before the fence.
+            None if self.is_cached(key) => {
+                (self.ask_database(key).await?, self.look(key, None).await?)
+            }
             None => tokio::try_join!(self.ask_database(key), self.look(key, None))?,
         };
+        let held = self.comparable(key, &known, held);
         if self.generation() != generation {
             return Err(CommandError::UpstreamDown);
         }
@@ -68,7 +73,11 @@ impl Hydration {
         if self.is_trusted() {
             return Ok(Verdict::Right);
         }
-        let verdict = decide(&known, &held, at_ms, self.truth());
+        let verdict = match decide(&known, &held, at_ms, self.truth()) {
+            Verdict::Fill if self.is_cached(key) => Verdict::Absent,
+            Verdict::Overwrite if self.is_cached(key) => Verdict::Delete,
+            verdict => verdict,
+        };
         match (verdict, &known, held) {
             (Verdict::Fill | Verdict::Overwrite, Known::Live(profile), _) => {
                 self.replace(key, Some(profile)).await?;
@@ -116,19 +125,43 @@ impl Hydration {
             push_command(out, &[b"TIME"], |_, _| {});
         });
         let replies = replies.await?;
-        let (fields, rest) = replies.split_at_checked(framed(&replies, 1)).unwrap_or_default();
-        let at_ms = time_ms(reply_at(rest, 1)).ok_or(CommandError::Unloaded)?;
-        let expires = integer(reply_at(rest, 0)).ok_or(CommandError::Unloaded)?;
-        let held = match ReplyKind::of(fields) {
-            ReplyKind::Error if fields.starts_with(b"-WRONGTYPE") => Held::OtherType,
-            ReplyKind::Error => return Err(CommandError::Unloaded),
-            _ if expires == -2 => Held::Nothing,
-            _ => Held::Hash(Profile {
-                fields: pairs(fields),
-                expires_ms: u64::try_from(expires).ok(),
-            }),
-        };
+        let at_ms = time_ms(reply_at(&replies, 2)).ok_or(CommandError::Unloaded)?;
+        let held = Self::held_by(&replies).ok_or(CommandError::Unloaded)?;
         Ok((held, at_ms))
+    }
+
+    /// Reads the replies to HGETALL and PEXPIRETIME; nothing where Redis does not tell.
+    pub(in crate::dispatch) fn held_by(replies: &[u8]) -> Option<Held> {
+        let (fields, rest) = replies.split_at_checked(framed(replies, 1)).unwrap_or_default();
+        let expires = integer(reply_at(rest, 0))?;
+        match ReplyKind::of(fields) {
+            ReplyKind::Error if fields.starts_with(b"-WRONGTYPE") => Some(Held::OtherType),
+            ReplyKind::Error => None,
+            _ if expires == -2 => Some(Held::Nothing),
+            _ => {
+                let (fields, expires_ms) = (pairs(fields), u64::try_from(expires).ok());
+                Some(Held::Hash(Profile { fields, expires_ms }))
+            }
+        }
+    }
+
+    /// Tells whether Redis may lack a profile.
+    pub(super) fn is_cached(&self, key: &[u8]) -> bool {
+        self.caches && self.schema.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
+    }
+
+    /// What Redis holds, with the expiry that the profile itself has: the one in Redis only says how
+    /// long a profile stays there that Redis may lack.
+    pub(super) fn comparable(&self, key: &[u8], known: &Known, held: Held) -> Held {
+        match (held, known) {
+            (Held::Hash(hash), Known::Live(live)) if self.is_cached(key) => {
+                Held::Hash(Profile { expires_ms: live.expires_ms, ..hash })
+            }
+            (Held::Hash(hash), _) if self.is_cached(key) => {
+                Held::Hash(Profile { expires_ms: None, ..hash })
+            }
+            (held, _) => held,
+        }
     }
 
     /// Puts a profile in the place of whatever Redis holds, or removes it.
@@ -214,33 +247,42 @@ impl Hydration {
 
 /// Appends the transaction that makes Redis hold exactly this; returns the number of replies.
 fn push_replacement(out: &mut Vec<u8>, key: &[u8], profile: Option<&Profile>) -> u32 {
+    let mut count = 3;
+    push_command(out, &[b"MULTI"], |_, _| {});
+    push_command(out, &[b"UNLINK", key], |_, _| {});
+    if let Some(profile) = profile {
+        count += push_profile(out, key, profile);
+        if let Some(at) = profile.expires_ms {
+            let at = itoa::Buffer::new().format(at).to_owned();
+            push_command(out, &[b"PEXPIREAT", key, at.as_bytes()], |_, _| {});
+            count += 1;
+        }
+    }
+    push_command(out, &[b"EXEC"], |_, _| {});
+    count
+}
+
+/// Appends what puts the fields of a profile where there is none; returns the number of replies.
+pub(in crate::dispatch) fn push_profile(out: &mut Vec<u8>, key: &[u8], profile: &Profile) -> u32 {
     let mut count = 0;
     let mut push = |arguments: &[&[u8]]| {
         push_command(out, arguments, |_, _| {});
         count += 1;
     };
-    push(&[b"MULTI"]);
-    push(&[b"UNLINK", key]);
-    if let Some(profile) = profile {
-        let mut arguments: Vec<&[u8]> = vec![b"HSET", key];
-        let mut bytes = 0;
-        for (field, value) in &profile.fields {
-            arguments.extend([field.as_slice(), value]);
-            bytes += field.len() + value.len();
-            if arguments.len() > FILL_ARGUMENTS_MAX || bytes > FILL_BYTES_MAX {
-                push(&arguments);
-                arguments.truncate(2);
-                bytes = 0;
-            }
-        }
-        if arguments.len() > 2 {
+    let mut arguments: Vec<&[u8]> = vec![b"HSET", key];
+    let mut bytes = 0;
+    for (field, value) in &profile.fields {
+        arguments.extend([field.as_slice(), value]);
+        bytes += field.len() + value.len();
+        if arguments.len() > FILL_ARGUMENTS_MAX || bytes > FILL_BYTES_MAX {
             push(&arguments);
-        }
-        if let Some(at) = profile.expires_ms {
-            push(&[b"PEXPIREAT", key, itoa::Buffer::new().format(at).as_bytes()]);
+            arguments.truncate(2);
+            bytes = 0;
         }
     }
-    push(&[b"EXEC"]);
+    if arguments.len() > 2 {
+        push(&arguments);
+    }
     count
 }
 

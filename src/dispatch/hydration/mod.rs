@@ -7,8 +7,8 @@
 
 pub(super) mod examine;
 pub(super) mod gate;
-mod held;
-mod load;
+pub(super) mod held;
+pub(super) mod load;
 pub(super) mod warm;
 
 use std::{
@@ -47,20 +47,22 @@ const FENCE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What decides whether a profile may be used as Redis holds it.
 pub struct Hydration {
-    lane: Lane<Slot>,
+    pub(super) lane: Lane<Slot>,
     pub(super) ledger: Rc<RefCell<Ledger>>,
     pub(super) schema: Rc<Schema>,
     pub(super) metrics: Arc<Metrics>,
-    questions: mpsc::Sender<Question>,
+    pub(super) questions: mpsc::Sender<Question>,
     config: hydrate::Config,
     memory: Option<Rc<Memory>>,
-    places: Semaphore,
+    pub(super) places: Semaphore,
     /// Transactions on private links, whose writes come back when they like.
     pub(super) blocks: Rc<OpenBlocks>,
     pub(super) journal: Journal,
     delivered: watch::Receiver<Sequence>,
     pub(super) wait_max: Duration,
-    held: HeldKeys,
+    pub(super) held: Rc<HeldKeys>,
+    /// A kind of profiles has `cache_ttl`, so Redis may lack them at any time.
+    pub(super) caches: bool,
     file: EpochFile,
     trusted: Cell<bool>,
     /// Wakes the warm-up: there is an epoch to be settled.
@@ -120,6 +122,7 @@ impl Hydration {
         for guard in Guard::ALL.into_iter().filter(|guard| !guard.is_up()) {
             warn!(guard = guard.name(), "a guard is switched off; acknowledged writes can be lost");
         }
+        let caches = parts.schema.kinds().iter().any(|kind| kind.cache_ttl().is_some());
         Rc::new(Self {
             lane: parts.lane,
             ledger: parts.ledger,
@@ -133,7 +136,8 @@ impl Hydration {
             journal: parts.journal,
             delivered: parts.delivered,
             wait_max: parts.wait_max,
-            held: HeldKeys::default(),
+            held: Rc::default(),
+            caches,
             file: parts.file,
             trusted: Cell::new(false),
             unsettled: Notify::new(),
@@ -157,7 +161,7 @@ impl Hydration {
     /// Tells whether no command has to wait for any profile.
     #[inline]
     pub(super) fn is_open(&self) -> bool {
-        self.trusted.get() && self.held.is_empty()
+        self.trusted.get() && self.held.is_empty() && !self.caches
     }
 
     /// Lets a flush go ahead of the profiles that are being compared, which are compared with
@@ -305,7 +309,9 @@ impl Hydration {
             false => self.config.on_difference,
         };
         let record = EpochRecord { epoch, first_ticket, settled: false, truth };
-        tell(state.record.as_ref(), &record.epoch);
+        let kinds = self.schema.kinds();
+        let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
+        tell(state.record.as_ref(), &record.epoch, keeps);
         self.remember(&record);
         state.record = Some(record);
         self.metrics.epochs.add(1);
@@ -388,13 +394,14 @@ impl Hydration {
     pub(super) fn touch<'k>(
         self: &Rc<Self>,
         keys: impl Iterator<Item = &'k [u8]>,
+        reads: bool,
     ) -> Result<Option<Rc<Gate>>, CommandError> {
         let gate = Rc::new(Gate::default());
         for key in keys {
             if self.schema.kind_of(key).is_none() {
                 continue;
             }
-            if !self.held.join(key, &gate) {
+            if !self.held.join(key, &gate, reads) {
                 if self.state.borrow().residency.is_trusted(key) {
                     continue;
                 }
@@ -461,19 +468,6 @@ impl Hydration {
             }
         }
     }
-
-    /// Waits until the profiles of a command are checked.
-    ///
-    /// # Errors
-    /// What the client is to be told; nothing was sent.
-    pub async fn wait(&self, gate: &Gate) -> Result<(), CommandError> {
-        let start = std::time::Instant::now();
-        let opened = tokio::time::timeout(self.wait_max, gate.opened()).await;
-        if !gate.compares.get() {
-            self.metrics.load_wait.observe(start.elapsed());
-        }
-        opened.unwrap_or(Err(CommandError::Unloaded))
-    }
 }
 
 fn epoch_of(server: &Server) -> Epoch {
@@ -481,7 +475,8 @@ fn epoch_of(server: &Server) -> Epoch {
     Epoch { run_id, replication_id, role, eviction }
 }
 
-fn tell(before: Option<&EpochRecord>, now: &Epoch) {
+/// `keeps` says that Redis is expected to keep profiles.
+fn tell(before: Option<&EpochRecord>, now: &Epoch, keeps: bool) {
     match before {
         None => info!("this Redis was not seen before; each profile is checked once"),
         Some(_) => info!(
@@ -489,7 +484,7 @@ fn tell(before: Option<&EpochRecord>, now: &Epoch) {
             "Redis is not the one it was, or was restarted; each profile is checked"
         ),
     }
-    if now.may_evict() {
+    if keeps && now.may_evict() {
         let policy = now.eviction.as_deref().unwrap_or_default();
         warn!(policy, "Redis may evict profiles; set its maxmemory-policy to noeviction");
     }

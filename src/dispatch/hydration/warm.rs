@@ -73,7 +73,9 @@ impl<'a> Pass<'a> {
         while let Some(mark) = from {
             let page = self.page(mark).await?;
             for (key, known) in page.profiles {
-                if self.hydration.schema.kind_of(&key).is_some() {
+                // What Redis may lack is brought in when somebody names it.
+                let kind = self.hydration.schema.kind_of(&key);
+                if kind.is_some_and(|kind| kind.cache_ttl().is_none()) {
                     self.check(&key, Some(known)).await?;
                 }
             }

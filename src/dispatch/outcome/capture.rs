@@ -28,7 +28,7 @@ use crate::{
 
 impl Outcome {
     /// Reads what a write has come to, journals it, and writes the client's reply to `answer`.
-    pub(super) fn write(
+    pub(in crate::dispatch) fn write(
         &mut self,
         write: &WriteSlot,
         protocol: Protocol,
@@ -40,7 +40,7 @@ impl Outcome {
         self.answer_write(write, protocol, notes, bytes, answer);
     }
 
-    fn capture(&mut self, write: &WriteSlot, notes: &[u8], bytes: &[u8]) {
+    pub(in crate::dispatch) fn capture(&mut self, write: &WriteSlot, notes: &[u8], bytes: &[u8]) {
         let now_ms = write.executed_ms.unwrap_or_else(now_ms);
         self.forget(write, notes, ReplyKind::of(answer_of(write, bytes)) != ReplyKind::Error);
         match write.capture {
@@ -159,6 +159,9 @@ impl Outcome {
         if happened && self.proves_alive(slot, bytes, answer) {
             mark_alive(&mut self.change);
         }
+        if let Some(at) = slot.due_ms {
+            self.due(at, happened);
+        }
         let retained = slot.retained && self.retain(slot, bytes, happened);
         if happened && slot.warned {
             self.check_result();
@@ -212,6 +215,7 @@ impl Outcome {
     /// expired since: the time of the change alone would then let it begin a new one.
     fn proves_alive(&self, slot: &WriteSlot, bytes: &[u8], answer: &[u8]) -> bool {
         match slot.capture {
+            _ if slot.cached => slot.alive,
             // Nothing can be removed from, or expire, what is not there.
             Capture::Removed | Capture::Expiry | Capture::Persisted => true,
             // Every field was there already.
@@ -246,6 +250,16 @@ impl Outcome {
         }
         self.expires(Expiry::At(at));
         true
+    }
+
+    /// Sets the expiry of a profile that is the database's own business. A write that failed moves
+    /// nothing, so the next one asks again.
+    fn due(&mut self, at: u64, happened: bool) {
+        match (happened, Entry::decode_key(&self.change)) {
+            (true, _) => mark_expiry(&mut self.change, Expiry::At(at)),
+            (false, Some(key)) => self.retention.borrow_mut().forget(key),
+            (false, None) => {}
+        }
     }
 
     /// DEL of several keys: each profile that was there is one change.

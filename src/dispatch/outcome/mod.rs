@@ -22,14 +22,13 @@ use super::{
     hydration::Hydration,
     memory::Memory,
     private::block::OpenBlocks,
-    slot::{Part, Slot, WriteSlot, take_note},
+    slot::{Part, Slot},
     unknown::lexicon::Lexicon,
     write::retention::Retention,
 };
 use crate::{
     journal::{Journal, SyncMode},
     metrics::Metrics,
-    profile::Entry,
     resp::first_error,
     schema::{Schema, Violation},
     upstream::{Batch, Failure, Receiver, Server},
@@ -45,7 +44,7 @@ pub struct Outcome {
     /// Clients whose replies are held until the journal is durable.
     held: Vec<Rc<Client>>,
     pub(super) change: Vec<u8>,
-    reply: Vec<u8>,
+    pub(super) reply: Vec<u8>,
     pub(super) retention: Rc<RefCell<Retention>>,
     /// What the upstream has told of commands; shared with whoever runs them.
     lexicon: Rc<RefCell<Lexicon>>,
@@ -222,7 +221,7 @@ impl Outcome {
 
     /// Appends the reply to what may have changed profiles, and notes what has been changed since
     /// `before`. A reply that waits for the database does not if nothing was.
-    fn answer_change(
+    pub(super) fn answer_change(
         &mut self,
         client: &Rc<Client>,
         reply: &[u8],
@@ -251,24 +250,6 @@ impl Outcome {
         self.touch(client);
         let text = error.to_string();
         client.reply(|reply| reply.error(&text));
-    }
-
-    /// Settles the tickets of a write whose replies will never come.
-    pub(super) fn lose(&mut self, write: &WriteSlot, notes: &mut &[u8], failure: Failure<'_>) {
-        let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
-        *notes = rest;
-        self.forget(write, own, false);
-        let mut ledger = self.ledger.borrow_mut();
-        for index in 0..write.changes {
-            let ticket = write.ticket + u64::from(index);
-            let key = Entry::decode_key(take_note(&mut own));
-            // Whatever expiry the policy wanted behind the write may not have been set.
-            key.inspect(|key| self.retention.borrow_mut().forget(key));
-            match (failure, key) {
-                (Failure::Unknown, Some(key)) => ledger.doubt(ticket, key),
-                _ => ledger.void(ticket),
-            }
-        }
     }
 }
 
@@ -345,6 +326,13 @@ impl Receiver for Outcome {
                     self.snapshot(*ticket, note, bytes);
                 }
             }
+            Slot::Visit { client, visit, block, .. } => {
+                self.visited(client, visit, block, notes, bytes);
+            }
+            Slot::Removed { ticket } => {
+                self.snapshots_open = self.snapshots_open.saturating_sub(1);
+                self.removed(*ticket, bytes);
+            }
             Slot::Executed { client, looks, .. } => {
                 let before = self.ledger.borrow().progress();
                 let answer = self.look(looks, notes, bytes);
@@ -368,7 +356,7 @@ impl Receiver for Outcome {
                 CommandError::Journal(JournalTrouble::Poisoned)
             }
             Failure::NotSent => CommandError::UpstreamDown,
-            Failure::Refused(text) if matches!(slot, Slot::Transaction { .. }) => {
+            Failure::Refused(text) if slot.is_exec() => {
                 CommandError::AbortedBusy(std::sync::Arc::clone(text))
             }
             Failure::Refused(text) => CommandError::Busy(std::sync::Arc::clone(text)),
@@ -408,6 +396,10 @@ impl Receiver for Outcome {
                 }
                 self.answer_error(client, &error);
             }
+            Slot::Visit { client, visit, block, .. } => {
+                client.received(owed);
+                self.failed_visit(client, visit, block, notes, (failure, &error));
+            }
             // It was executed, whatever became of the looks.
             Slot::Executed { client, looks, .. } => {
                 client.received(owed);
@@ -417,7 +409,7 @@ impl Receiver for Outcome {
             Slot::Fence => {}
             Slot::Own { answer, .. } => drop(answer.take()),
             // The doubt stays, and the next link asks again.
-            Slot::Snapshot { .. } | Slot::AnyProfile { .. } => {
+            Slot::Snapshot { .. } | Slot::AnyProfile { .. } | Slot::Removed { .. } => {
                 self.snapshots_open = self.snapshots_open.saturating_sub(1)
             }
         }
@@ -461,9 +453,14 @@ impl Receiver for Outcome {
         // would be taken for a deleted one. What is journaled stands, and the profile is checked
         // against that.
         let first_ticket = self.hydration.as_ref().map_or(0, |hydration| hydration.link_up(server));
+        let forsaken = recovery::cached_before(&self.ledger.borrow(), &self.schema, first_ticket);
         self.ledger.borrow_mut().forsake(first_ticket);
         self.settle();
         self.ask_for_doubts(batch);
+        // What such a write has left may be what this Redis began with.
+        for key in forsaken {
+            recovery::push_removal(batch, &key, Slot::Fence);
+        }
     }
 
     fn ask_again(&mut self, batch: &mut Batch<Slot>) {

@@ -2,18 +2,25 @@
 //!
 //! A write is in doubt when its intent is in the journal and its outcome is not. It is never
 //! executed again (HINCRBY would count twice): the profile is read back, and what it holds becomes
-//! the outcome. The link has fenced off older connections by then, and nothing else goes first.
+//! the outcome. The link has fenced off older connections by then, and nothing else goes first. A
+//! profile that Redis may lack is removed instead, and the write is void.
 
 use std::collections::BTreeMap;
 
-use super::ledger::{InDoubt, Ledger};
-use crate::dispatch::{slot::Slot, write::flush};
+use super::{
+    Outcome,
+    ledger::{InDoubt, Ledger},
+};
+use crate::dispatch::{
+    slot::{Slot, WriteSlot, take_note},
+    write::flush,
+};
 use crate::{
     journal::{self, Journal, JournalError},
     profile::{ChangeBuilder, Entry},
-    resp::push_command,
+    resp::{integer, push_command},
     schema::Schema,
-    upstream::Batch,
+    upstream::{Batch, Failure},
 };
 
 /// Records that are read at a time at the start.
@@ -75,6 +82,10 @@ pub(in crate::dispatch) fn ask_for<'a>(
     batch: &mut Batch<Slot>,
 ) {
     for (ticket, key) in in_doubt {
+        if is_cached(schema, key) {
+            push_removal(batch, key, Slot::Removed { ticket });
+            continue;
+        }
         push_command(&mut batch.bytes, &[&b"HGETALL"[..], key], |_, _| {});
         push_command(&mut batch.bytes, &[&b"PEXPIRETIME"[..], key], |_, _| {});
         let start = batch.notes.len();
@@ -84,5 +95,56 @@ pub(in crate::dispatch) fn ask_for<'a>(
         drop(builder.fields());
         let notes = (batch.notes.len() - start) as u32;
         batch.slots.push(Slot::Snapshot { ticket, notes });
+    }
+}
+
+fn is_cached(schema: &Schema, key: &[u8]) -> bool {
+    schema.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
+}
+
+/// Adds the request that removes whatever a write in doubt has left of a profile which Redis may
+/// lack: it may be part of the profile only.
+pub(super) fn push_removal(batch: &mut Batch<Slot>, key: &[u8], slot: Slot) {
+    push_command(&mut batch.bytes, &[&b"UNLINK"[..], key], |_, _| {});
+    batch.slots.push(slot);
+}
+
+/// Returns the profiles that Redis may lack among those of writes in doubt with lower tickets.
+pub(super) fn cached_before(ledger: &Ledger, schema: &Schema, first_ticket: u64) -> Vec<Vec<u8>> {
+    let in_doubt = ledger.in_doubt().range(..first_ticket).map(|(_, key)| key);
+    in_doubt.filter(|key| is_cached(schema, key)).cloned().collect()
+}
+
+impl Outcome {
+    /// A profile was removed to which a write is in doubt: the write is void. It stays in doubt when
+    /// Redis has refused to remove it.
+    pub(super) fn removed(&self, ticket: u64, reply: &[u8]) {
+        let mut ledger = self.ledger.borrow_mut();
+        if integer(reply).is_some() && ledger.in_doubt().contains_key(&ticket) {
+            ledger.void(ticket);
+        }
+    }
+
+    /// Settles the tickets of a write whose replies will never come.
+    pub(in crate::dispatch) fn lose(
+        &mut self,
+        write: &WriteSlot,
+        notes: &mut &[u8],
+        failure: Failure<'_>,
+    ) {
+        let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
+        *notes = rest;
+        self.forget(write, own, false);
+        let mut ledger = self.ledger.borrow_mut();
+        for index in 0..write.changes {
+            let ticket = write.ticket + u64::from(index);
+            let key = Entry::decode_key(take_note(&mut own));
+            // Whatever expiry the policy wanted behind the write may not have been set.
+            key.inspect(|key| self.retention.borrow_mut().forget(key));
+            match (failure, key) {
+                (Failure::Unknown, Some(key)) => ledger.doubt(ticket, key),
+                _ => ledger.void(ticket),
+            }
+        }
     }
 }

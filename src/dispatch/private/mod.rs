@@ -129,6 +129,9 @@ impl Errand {
 impl Proxy {
     /// Carries a request of a client that has a private link or does not hear all replies.
     pub(super) fn run_apart(&self, client: &Rc<Client>, request: &Request<'_>) -> Step {
+        if client.visits() {
+            return self.resume(client, request);
+        }
         let hold = client.hold.get();
         if hold.unsettled > 0 || hold.owed > 0 && !self.is_errand(client, request) {
             return Step::Drain;
@@ -335,7 +338,7 @@ impl Proxy {
 }
 
 /// In RESP2 a subscribed connection is for subscriptions only; Redis refuses the rest itself.
-fn is_taken_up(client: &Client) -> bool {
+pub(super) fn is_taken_up(client: &Client) -> bool {
     client.hold.get().subscribes() && client.protocol.get() == Protocol::Resp2
 }
 

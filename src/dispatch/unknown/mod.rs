@@ -75,9 +75,9 @@ impl Proxy {
             return self.run_errand(client, "unknown", Errand::default());
         }
         if self.is_let_in(client)
-            && let Some(gate) = self.touch(client, None, request)?
+            && let Some(step) = self.touch(client, None, request)?
         {
-            return Ok(Step::Load(gate));
+            return Ok(step);
         }
         self.unknown(client, request)
     }

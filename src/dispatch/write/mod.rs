@@ -14,12 +14,13 @@
 //! read behind the write, because others write over the lane meanwhile.
 
 mod check;
+mod embedded;
 mod expiries;
 pub(super) mod flush;
 pub(super) mod retention;
 mod script;
 
-use std::{cell::RefMut, collections::HashSet, rc::Rc};
+use std::{collections::HashSet, rc::Rc};
 
 use self::{check::Guard, retention::Due};
 use super::{
@@ -30,11 +31,10 @@ use super::{
 };
 use crate::{
     command::{ProfileWrite, Route, Spec},
-    engine::Engine,
     profile::ChangeBuilder,
-    resp::{ReplyWriter, Request, push_command},
+    resp::{Request, push_command},
     schema::{Bounds, FloatBounds, Kind},
-    upstream::{Batch, Lane, LinkState, Receiver},
+    upstream::{Batch, Lane, LinkState},
 };
 
 /// Bytes of a profile's key.
@@ -54,6 +54,8 @@ pub(super) struct Plan<'a> {
     guard: Guard,
     /// The expiry that retention asks for.
     retain: Option<Due>,
+    /// Redis may lack the profile, so its expiry there says nothing.
+    cached: bool,
     /// It goes over a private link, and its outcome will be read from the profiles themselves.
     apart: bool,
 }
@@ -126,7 +128,9 @@ impl Proxy {
             }
             _ => Vec::new(),
         };
-        Ok(Plan { spec, request, kind, key, profiles, capture, guard, retain, apart: false })
+        let cached = self.hydration.is_some() && kind.cache_ttl().is_some();
+        let apart = false;
+        Ok(Plan { spec, request, kind, key, profiles, capture, guard, retain, cached, apart })
     }
 
     fn retain(
@@ -194,7 +198,11 @@ impl Proxy {
             _ => out.extend_from_slice(plan.request.bytes()),
         }
         let mut replies = answer + 1;
-        let probed = self.may_expire(plan) && !plan.apart;
+        let probed = !plan.cached && self.may_expire(plan) && !plan.apart;
+        let (retain, due) = match plan.cached {
+            true => (None, plan.retain),
+            false => (plan.retain, None),
+        };
         match plan.capture {
             _ if plan.apart => {}
             _ if probed => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
@@ -208,7 +216,7 @@ impl Proxy {
             }
             _ => {}
         }
-        if let Some(due) = plan.retain {
+        if let Some(due) = retain {
             push_retain(out, plan.key, due);
             replies += 1;
         }
@@ -217,7 +225,10 @@ impl Proxy {
             capture: plan.capture,
             replies,
             answer,
-            retained: plan.retain.is_some(),
+            retained: retain.is_some(),
+            due_ms: due.map(|due| due.at),
+            cached: plan.cached,
+            alive: plan.cached,
             probed,
             warned: plan.guard == Guard::Watch,
             awaited: plan.is_awaited(),
@@ -286,80 +297,6 @@ impl Proxy {
         let mut seen = HashSet::new();
         let keys = spec.keys(request).filter(|key| seen.insert(*key));
         keys.filter_map(|key| self.schema.kind_of(key).map(|kind| (key, kind))).collect()
-    }
-
-    /// Runs the write on the embedded store. Nothing is ever in doubt there: the store is rebuilt
-    /// from the journal and the database, so a change that is not in them did not happen.
-    fn write_embedded(
-        &self,
-        mut engine: RefMut<'_, Engine>,
-        client: &Rc<Client>,
-        plan: &Plan<'_>,
-    ) -> Result<(), CommandError> {
-        let now_ms = now_ms();
-        if matches!(plan.capture, Capture::Replaced | Capture::Scripted) {
-            // The store has none of these commands, and says so.
-            self.execute(&mut engine, client, plan.request);
-            return Ok(());
-        }
-        if plan.capture == Capture::Deleted
-            && plan.request.arguments(1).any(|key| self.schema.kind_of(key).is_none())
-        {
-            return Err(CommandError::EmbeddedKey);
-        }
-        let field = plan.request.argument(2);
-        let current =
-            |engine: &mut Engine| engine.field(now_ms, plan.key, field).map(<[u8]>::to_vec);
-        let allowed = match plan.guard {
-            Guard::Integer(bounds) => integer_allowed(bounds, current(&mut engine)),
-            Guard::Float(bounds) => float_allowed(bounds, current(&mut engine)),
-            _ => true,
-        };
-        if !allowed {
-            self.retention.borrow_mut().forget(plan.key);
-            return Err(self.violated(plan.kind.out_of_range(field)));
-        }
-        let (mut replies, mut notes) = (self.replies.borrow_mut(), self.notes.borrow_mut());
-        replies.clear();
-        notes.clear();
-        let (ticket, changes) = self.note(client, plan, &mut notes, false);
-        let mut writer = ReplyWriter::new(&mut replies, client.protocol.get());
-        let mut answer = 0;
-        if plan.capture == Capture::Deleted {
-            for (key, _) in &plan.profiles {
-                writer.integer(i64::from(engine.expires_ms(now_ms, key).is_some()));
-                answer += 1;
-            }
-        }
-        engine.execute(now_ms, plan.request, &mut writer);
-        let mut count = answer + 1 + probe_embedded(&mut engine, now_ms, plan, &mut writer);
-        if let Some(due) = plan.retain {
-            let moved = retain_embedded(&mut engine, now_ms, plan.key, due);
-            writer.integer(if moved { due.at as i64 } else { -1 });
-            count += 1;
-        }
-        client.expect(count);
-        let write = WriteSlot {
-            ticket,
-            // The guard has spoken already, so the reply is the plain one.
-            capture: match plan.capture {
-                Capture::Guarded | Capture::GuardedFloat => Capture::Value,
-                capture => capture,
-            },
-            executed_ms: Some(now_ms),
-            replies: count,
-            answer,
-            retained: plan.retain.is_some(),
-            // The store has run it at a time that is known.
-            probed: false,
-            warned: plan.guard == Guard::Watch,
-            awaited: plan.is_awaited(),
-            changes,
-            notes: notes.len() as u32,
-        };
-        let slot = Slot::Write { client: Rc::clone(client), write };
-        self.outcome.borrow_mut().replies(&slot, &notes, &replies, count);
-        Ok(())
     }
 }
 
@@ -455,45 +392,4 @@ fn push_retain(out: &mut Vec<u8>, key: &[u8], due: Due) {
         *place = buffer.format(argument).as_bytes();
     }
     push_command(out, &script, |_, _| {});
-}
-
-/// Answers what would be asked behind the write on the lane; returns the number of answers.
-fn probe_embedded(
-    engine: &mut Engine,
-    now_ms: u64,
-    plan: &Plan<'_>,
-    writer: &mut ReplyWriter<'_>,
-) -> u32 {
-    let expires = engine.expires_ms(now_ms, plan.key);
-    match plan.capture {
-        Capture::Removed => writer.integer(i64::from(expires.is_some())),
-        Capture::Expiry => writer.integer(match expires {
-            None => -2,
-            Some(None) => -1,
-            Some(Some(at)) => at as i64,
-        }),
-        _ => return 0,
-    }
-    1
-}
-
-/// What `script::RETAIN` does at Redis.
-fn retain_embedded(engine: &mut Engine, now_ms: u64, key: &[u8], due: Due) -> bool {
-    let moves = engine.expires_ms(now_ms, key).is_some_and(|old| due.moves(old));
-    if moves {
-        engine.expire_at(now_ms, key, due.at);
-    }
-    moves
-}
-
-/// A value that is no integer is left to the store, which refuses it in Redis's words.
-fn integer_allowed(bounds: Bounds, current: Option<Vec<u8>>) -> bool {
-    let current = current.map_or(Some(0), |value| crate::resp::parse_integer(&value));
-    current.is_none_or(|current| bounds.allow(current))
-}
-
-fn float_allowed(bounds: FloatBounds, current: Option<Vec<u8>>) -> bool {
-    let Some(value) = current else { return bounds.allow(0.0) };
-    let value = std::str::from_utf8(&value).ok().and_then(|text| text.parse::<f64>().ok());
-    value.is_none_or(|current| bounds.allow(current))
 }

@@ -1,0 +1,333 @@
+//! Profiles that Redis may lack, because their kind has `cache_ttl`: the database with the journal
+//! is the record, and Redis holds what is warm.
+//!
+//! A command that names such profiles is a *visit*. It is carried alone: the client's next request
+//! is run when this one is answered. What it sends is one MULTI block, since Redis neither evicts
+//! nor expires anything inside of one.
+//!
+//! ```text
+//! claim    the profiles: one writer alone, or any number of readers (`hydration/held.rs`)
+//! try      MULTI, EXISTS for each, the command, EXEC              all were there: it is answered
+//! bring    what a write has left of a profile that was not there is removed, and only then is it
+//!          void; the profiles are read from Redis or, where it lacks them, from the database with
+//!          all that is pending (`bring.rs`)
+//! try      MULTI, the profiles whole, the command, EXEC           whatever was evicted meanwhile
+//! ```
+//!
+//! A transaction and a DEL of several keys have effects on other keys, so they begin with `bring`.
+//! A look between two blocks finds a profile whole or not at all; to remove one is harmless at any
+//! time but inside of a visit. A write in doubt is never adopted: the profile is removed over the
+//! next link, and the write is void (`outcome/recovery.rs`).
+
+mod block;
+mod bring;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    rc::Rc,
+};
+
+use tokio::task::spawn_local;
+
+pub(super) use self::block::Block;
+use self::bring::Brought;
+use super::{
+    Client, CommandError, Gate, Hydration, Proxy, Silence, Step,
+    hydration::{gate::names_profiles, held::HeldKeys},
+    private::is_taken_up,
+};
+use crate::{
+    command::{self, Category, Private, ProfileWrite, Route, Spec, Transaction},
+    resp::Request,
+};
+
+/// One command on profiles that Redis may lack, from its claim to its answer.
+pub struct Visit {
+    held: Rc<HeldKeys>,
+    keys: Vec<Visited>,
+    /// It changes nothing, so others may read the same profiles meanwhile.
+    reads: bool,
+    /// The round of checks in which the claim was made.
+    generation: u64,
+    /// The client does not hear the answer.
+    muted: bool,
+    stage: RefCell<Stage>,
+    /// Writes that went to a profile which was not there; they are in doubt until it is removed.
+    missed: RefCell<Vec<u64>>,
+    gate: RefCell<Rc<Gate>>,
+    released: Cell<bool>,
+}
+
+/// One of its profiles, claimed.
+struct Visited {
+    key: Vec<u8>,
+    claim: u64,
+    cache_ttl_ms: u64,
+}
+
+/// How far a visit is.
+enum Stage {
+    /// On the lane, or about to be.
+    Sent,
+    /// A profile was not there.
+    Missed,
+    /// The profiles are being read.
+    Bringing,
+    /// They are here, or cannot be had.
+    Brought(Result<Vec<Brought>, CommandError>),
+    /// The client has its answer.
+    Answered,
+}
+
+/// What a command does to profiles that Redis may lack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// It reads them.
+    Reads,
+    /// It writes one of them.
+    Writes,
+    /// It writes several keys.
+    WritesSeveral,
+}
+
+impl Visit {
+    fn claim(hydration: &Rc<Hydration>, client: &Client, keys: &[&[u8]], reads: bool) -> Rc<Self> {
+        let mut seen = HashSet::new();
+        let keys = keys.iter().filter(|key| seen.insert(**key));
+        let visited = keys.filter_map(|key| {
+            let cache_ttl = hydration.schema.kind_of(key)?.cache_ttl()?;
+            let claim = hydration.held.claim(key, reads);
+            let cache_ttl_ms = cache_ttl.as_millis() as u64;
+            Some(Visited { key: key.to_vec(), claim, cache_ttl_ms })
+        });
+        Rc::new(Self {
+            keys: visited.collect(),
+            held: Rc::clone(&hydration.held),
+            reads,
+            generation: hydration.generation(),
+            muted: client.silence.get() != Silence::None,
+            stage: RefCell::new(Stage::Sent),
+            missed: RefCell::default(),
+            gate: RefCell::default(),
+            released: Cell::new(false),
+        })
+    }
+
+    /// Ends the claim.
+    fn release(&self) {
+        if !self.released.replace(true) {
+            self.keys.iter().for_each(|visited| self.held.release(&visited.key, visited.claim));
+        }
+    }
+
+    /// Goes on with the client's task, which runs the request again.
+    fn come_to(&self, stage: Stage) {
+        self.stage.replace(stage);
+        self.gate.borrow().pass();
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl Proxy {
+    /// Tells whether a key is that of a profile which Redis may lack.
+    pub(super) fn is_cached(&self, key: &[u8]) -> bool {
+        self.schema.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
+    }
+
+    /// Says what a command does to profiles that Redis may lack; `None` if it names none, or is
+    /// refused by others. What could not be exact is refused.
+    pub(super) fn judge_cached(
+        &self,
+        client: &Client,
+        spec: &'static Spec,
+        request: &Request<'_>,
+    ) -> Result<Option<Use>, CommandError> {
+        let watches = spec.route == Route::Transaction(Transaction::Watch);
+        let concerns = names_profiles(spec) || watches;
+        if !concerns || !spec.keys(request).any(|key| self.is_cached(key)) {
+            return Ok(None);
+        }
+        let hold = client.hold.get();
+        let use_ = match spec.route {
+            Route::Profile(
+                ProfileWrite::Expire
+                | ProfileWrite::Persist
+                | ProfileWrite::Replace
+                | ProfileWrite::Script,
+            )
+            | Route::Transaction(_)
+            | Route::Private(Private::Blocking | Private::StreamRead) => {
+                return Err(CommandError::NotOnCached(spec.name));
+            }
+            Route::Profile(_) if spec.keys(request).nth(1).is_some() => Use::WritesSeveral,
+            Route::Profile(_) => Use::Writes,
+            Route::Forward if spec.writes(request) || spec.category == Category::PubSub => {
+                return Ok(None);
+            }
+            Route::Forward if spec.category == Category::Scripting => {
+                return Err(CommandError::NotOnCached(spec.name));
+            }
+            Route::Forward if hold.tracking => return Err(CommandError::CachedTracked),
+            Route::Forward => Use::Reads,
+            _ => return Ok(None),
+        };
+        match hold.watching && client.session.borrow().queue.is_some() {
+            true => Err(CommandError::CachedWatched),
+            false => Ok(Some(use_)),
+        }
+    }
+
+    /// Carries a command on profiles that Redis may lack, once nobody is in the way; `None` if it is
+    /// only queued, or not for the lane.
+    pub(super) fn visit(
+        &self,
+        hydration: &Rc<Hydration>,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        request: &Request<'_>,
+        use_: Use,
+    ) -> Result<Option<Step>, CommandError> {
+        if Self::queues(client, spec.route) || is_taken_up(client) {
+            return Ok(None);
+        }
+        if client.owed() > 0 {
+            return Ok(Some(Step::Drain));
+        }
+        let keys: Vec<&[u8]> = spec.keys(request).collect();
+        let alone = client.goes_alone.take();
+        let reads = use_ == Use::Reads && !alone;
+        if let Some(gate) = self.approach(hydration, &keys, reads)? {
+            client.goes_alone.set(alone);
+            return Ok(Some(Step::Load(gate)));
+        }
+        let visit = Visit::claim(hydration, client, &keys, reads);
+        match use_ {
+            _ if alone => Ok(Some(Self::bring(hydration, client, visit))),
+            Use::WritesSeveral => Ok(Some(Self::bring(hydration, client, visit))),
+            Use::Reads | Use::Writes => self.send_visit(client, visit, request, None).map(Some),
+        }
+    }
+
+    /// Carries EXEC, if what is queued names profiles that Redis may lack.
+    pub(super) fn visit_queued(
+        &self,
+        hydration: &Rc<Hydration>,
+        client: &Rc<Client>,
+    ) -> Result<Option<Step>, CommandError> {
+        let session = client.session.borrow();
+        let Some(queue) = session.queue.as_ref().filter(|queue| !queue.is_aborted()) else {
+            return Ok(None);
+        };
+        let (mut keys, mut mixed): (Vec<Vec<u8>>, _) = (Vec::new(), false);
+        queue.for_each(|spec, request| {
+            let Some(spec) = spec.filter(|spec| names_profiles(spec)) else { return };
+            for key in spec.keys(request) {
+                match self.is_cached(key) {
+                    true => keys.push(key.to_vec()),
+                    false => {
+                        let writes = matches!(spec.route, Route::Profile(_));
+                        mixed |= writes && self.schema.kind_of(key).is_some();
+                    }
+                }
+            }
+        });
+        drop(session);
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        if mixed {
+            return Err(CommandError::CachedMixed);
+        }
+        if client.owed() > 0 {
+            return Ok(Some(Step::Drain));
+        }
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        if let Some(gate) = self.approach(hydration, &keys, false)? {
+            return Ok(Some(Step::Load(gate)));
+        }
+        Ok(Some(Self::bring(hydration, client, Visit::claim(hydration, client, &keys, false))))
+    }
+
+    /// Finds what is in the way of a claim.
+    fn approach(
+        &self,
+        hydration: &Rc<Hydration>,
+        keys: &[&[u8]],
+        reads: bool,
+    ) -> Result<Option<Rc<Gate>>, CommandError> {
+        if let Some(gate) = hydration.touch(keys.iter().copied(), reads)? {
+            return Ok(Some(gate));
+        }
+        // Whatever a write in doubt has left in Redis is removed before anybody sees it.
+        match keys.iter().any(|key| self.is_cached(key) && hydration.is_in_doubt(key)) {
+            true => Err(CommandError::Unloaded),
+            false => Ok(None),
+        }
+    }
+
+    /// Has the profiles read.
+    fn bring(hydration: &Rc<Hydration>, client: &Client, visit: Rc<Visit>) -> Step {
+        let gate = Gate::single();
+        visit.stage.replace(Stage::Bringing);
+        visit.gate.replace(Rc::clone(&gate));
+        client.begin_visit(Rc::clone(&visit));
+        spawn_local(Rc::clone(hydration).bring(visit));
+        Step::Load(gate)
+    }
+
+    /// Goes on with the request that a visit is about.
+    pub(super) fn resume(&self, client: &Rc<Client>, request: &Request<'_>) -> Step {
+        let (Some(visit), Some(hydration)) = (client.end_visit(), &self.hydration) else {
+            return self.run(client, request);
+        };
+        let given_up = client.unloaded.take().map_or(CommandError::Unloaded, |(_, error)| error);
+        let stage = visit.stage.replace(Stage::Sent);
+        let went_on = match stage {
+            Stage::Answered => {
+                Self::skipped(client);
+                Ok(Step::Next)
+            }
+            Stage::Missed if visit.reads => {
+                drop(visit);
+                // As long as there is no profile, the next try would miss it as well.
+                client.goes_alone.set(true);
+                return self.run(client, request);
+            }
+            Stage::Missed => Ok(Self::bring(hydration, client, visit)),
+            // Something has become of the profiles that were read.
+            Stage::Brought(Ok(_)) if visit.generation != hydration.generation() => {
+                drop(visit);
+                return self.run(client, request);
+            }
+            Stage::Brought(Ok(brought)) => self.send_visit(client, visit, request, Some(&brought)),
+            Stage::Brought(Err(error)) => Err(error),
+            Stage::Bringing => Err(given_up),
+            Stage::Sent => {
+                let gate = Rc::clone(&visit.gate.borrow());
+                client.begin_visit(visit);
+                Ok(Step::Load(gate))
+            }
+        };
+        went_on.unwrap_or_else(|error| {
+            if command::find(request.argument(0)).is_some_and(|spec| spec.name == "exec") {
+                client.session.borrow_mut().queue = None;
+            }
+            Self::skipped(client);
+            self.refuse(client, &error);
+            Step::Next
+        })
+    }
+
+    /// The reply to this command is one that the client skips.
+    fn skipped(client: &Client) {
+        if client.silence.get() == Silence::Next {
+            client.silence.set(Silence::Now);
+        }
+    }
+}
