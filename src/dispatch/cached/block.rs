@@ -243,6 +243,9 @@ impl Outcome {
             elements = rest;
         }
         elements = elements.get(framed(elements, block.fills)..).unwrap_or_default();
+        // What is behind the commands is nobody's answer.
+        let own = framed(elements, block.parts.iter().map(Part::replies).sum());
+        elements = elements.get(..own).unwrap_or_default();
         let before = self.ledger.borrow().progress();
         let mut answer = std::mem::take(&mut self.reply);
         answer.clear();
@@ -251,9 +254,7 @@ impl Outcome {
             (true, [Part::Write(write)]) => {
                 self.write(write, protocol, notes, elements, &mut answer);
             }
-            (true, _) => {
-                answer.extend_from_slice(elements.get(..framed(elements, 1)).unwrap_or_default());
-            }
+            (true, _) => answer.extend_from_slice(elements),
             (false, parts) => {
                 self.answer_parts(protocol, parts, notes, elements, &mut answer, Self::capture);
             }
