@@ -56,7 +56,7 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// Reads the journal behind `from` up to `to` or further; blocks for the file system.
+    /// Reads the journal behind `from` up to `to`; blocks for the file system.
     pub(super) fn read(journal: &Journal, from: u64, to: u64) -> Result<Self, OverlayError> {
         // A database that has nothing gets what the journal still holds.
         let first = if from == 0 { journal.first() } else { Sequence(from).next() };
@@ -66,12 +66,14 @@ impl Overlay {
         Self { from, to: from, flushed, profiles, bytes, reader, order, order_to }.extended(to)
     }
 
-    /// Reads on up to `to` or further; blocks for the file system. What was read before is not read
+    /// Reads on up to `to`; blocks for the file system. What was read before is not read
     /// again.
     pub(super) fn extended(mut self, to: u64) -> Result<Self, OverlayError> {
         let mut batch = Batch::new();
         while self.reader.position().0 <= to {
-            let read = self.reader.read(&mut batch, READ_RECORDS_MAX, READ_BYTES_MAX);
+            let left = to.saturating_sub(self.reader.position().0).saturating_add(1);
+            let records_max = READ_RECORDS_MAX.min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = self.reader.read(&mut batch, records_max, READ_BYTES_MAX);
             if read.map_err(|_| OverlayError::Journal)? == 0 {
                 break;
             }
