@@ -1,5 +1,6 @@
 //! The sinks against real databases: what reaches the rows, whatever happens on the way.
 
+mod ahead;
 mod casts;
 mod deliveries;
 mod equivalence;
