@@ -33,7 +33,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            batch_records_max: NonZeroUsize::MIN.saturating_add(3999),
+            batch_records_max: NonZeroUsize::MIN.saturating_add(15_999),
             batch_bytes_max: ByteSize::mib(8),
             linger: Duration::from_millis(10),
             connections: NonZeroU32::MIN.saturating_add(3),
