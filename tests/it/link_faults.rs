@@ -417,6 +417,34 @@ fn b7_what_was_not_sent_says_so_and_is_not_in_doubt() {
     assert_serves(&proxy, &mut fresh);
 }
 
+/// What is queued is answered with what Redis says of it, in one write, and also when Redis says
+/// nothing any more.
+#[test]
+fn replies_of_the_proxy_leave_together_with_those_that_the_lane_owes() {
+    let (upstream, mut link, proxy) = start_lossy();
+    let mut client = proxy.client();
+    let block = ["MULTI", "HSET user:1 f v", "EXEC"].map(|line| format!("{line}\r\n")).concat();
+    client.send(&block);
+    for line in ["MULTI", "HSET user:1 f v", "EXEC"] {
+        link.expect(line);
+    }
+    assert!(client.is_silent_for(Duration::from_millis(100)), "a write of its own");
+    link.reply("+OK\r\n+QUEUED\r\n*1\r\n:1\r\n");
+    let answer = "+OK\r\n+QUEUED\r\n*1\r\n:1\r\n";
+    assert_eq!(client.read_exact_bytes(answer.len()), answer.as_bytes());
+    client.send(&block);
+    link.expect("MULTI");
+    link.close();
+    assert_eq!(client.reply(), Reply::Simple("OK".into()));
+    assert_eq!(client.reply(), Reply::Simple("QUEUED".into()));
+    assert_eq!(client.reply(), error(UNKNOWN));
+    let mut fresh = upstream.accept();
+    fresh.expect("HGETALL user:1");
+    fresh.expect("PEXPIRETIME user:1");
+    fresh.reply("*0\r\n:-2\r\n");
+    assert_serves(&proxy, &mut fresh);
+}
+
 #[test]
 fn b9_clients_that_leave_while_replies_are_late_take_nothing_with_them() {
     let (_upstream, mut link, proxy) = start(Proxy::options());
