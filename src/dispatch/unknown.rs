@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use super::{
     Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream,
+    check::Guard,
     client::Profiles,
     lexicon::{Meaning, Traits},
 };
@@ -70,7 +71,8 @@ impl Proxy {
             return Ok(step);
         }
         if self.queues_unknown(client) {
-            return self.enqueue(client, request, self.check_unknown(client, request));
+            let verdict = self.check_unknown(client, request);
+            return self.enqueue(client, request, verdict.map(|()| Guard::None));
         }
         if self.goes_apart(client) {
             return self.run_errand(client, "unknown", Errand::default());
@@ -128,7 +130,7 @@ impl Proxy {
         if queues {
             let barred = matches!(meaning, Meaning::Command(traits) if traits.no_multi);
             let allowed = if barred { Err(CommandError::NotInTransaction) } else { Ok(()) };
-            return self.enqueue(client, request, verdict.and(allowed));
+            return self.enqueue(client, request, verdict.and(allowed).map(|()| Guard::None));
         }
         verdict?;
         let blocks = matches!(meaning, Meaning::Command(traits) if traits.blocks);
