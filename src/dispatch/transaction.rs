@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use super::{
     Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, check::Guard,
-    client::Profiles, client_command, now_ms, slot::Part, write::has_pairs,
+    client::Profiles, client_command, now_ms, private::is_taken_up, slot::Part, write::has_pairs,
 };
 use crate::{
     command::{self, Local, ProfileWrite, Refusal, Route, Spec, Transaction},
@@ -102,6 +102,10 @@ impl Proxy {
         if spec.route != Route::Transaction(Transaction::Exec) {
             return Err(CommandError::WrongArity(spec.name));
         }
+        // Redis answers with the same words, and lets go what is watched.
+        if is_taken_up(client) {
+            return self.run_errand(client, spec.name, Errand::default());
+        }
         client.session.borrow_mut().queue = None;
         self.refuse(client, &CommandError::ExecArity);
         Ok(self.unwatch(client))
@@ -141,7 +145,8 @@ impl Proxy {
     /// Lets go what is watched, if anything is; the client has its answer already.
     pub(super) fn unwatch(&self, client: &Client) -> Step {
         self.unwatch_embedded(client);
-        if !client.hold.get().watching {
+        // A link that is taken up by subscriptions takes no UNWATCH.
+        if !client.hold.get().watching || is_taken_up(client) {
             return Step::Next;
         }
         client.note(|hold| hold.watching = false);
@@ -192,24 +197,9 @@ impl Proxy {
         }
     }
 
-    /// Tells whether a command that the table does not know is queued. Redis finds out whether it
-    /// knows it when the transaction is sent, and aborts it if not.
+    /// Tells whether a command that the table does not know is queued for the private link.
     pub(super) fn queues_unknown(&self, client: &Client) -> bool {
         client.session.borrow().queue.is_some() && self.goes_apart(client)
-    }
-
-    /// In another database there are no profiles that it could be about.
-    pub(super) fn check_unknown(
-        &self,
-        client: &Client,
-        request: &Request<'_>,
-    ) -> Result<(), CommandError> {
-        let elsewhere = client.hold.get().database.is_some();
-        let is_profile = |argument| self.schema.kind_of(argument).is_some();
-        match !elsewhere && request.arguments(1).any(is_profile) {
-            true => Err(CommandError::UnknownOnProfiles),
-            false => Ok(()),
-        }
     }
 
     /// Queues a request unless there is something wrong with it.
@@ -267,7 +257,8 @@ impl Proxy {
             Route::Profile(_) | Route::Forward if elsewhere => self.check_elsewhere(spec, request),
             // Redis finds the missing half of a pair when it runs the command.
             Route::Profile(_) if self.profile_of(spec, request).is_some() => Ok(()),
-            // A blocking command does not block inside a transaction.
+            // Nothing blocks inside a transaction.
+            Route::Private(command::Private::Wait) => Ok(()),
             Route::Private(_) if spec.access == command::Access::Neither => {
                 Err(CommandError::NotInTransaction)
             }

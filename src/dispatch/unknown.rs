@@ -71,8 +71,7 @@ impl Proxy {
             return Ok(step);
         }
         if self.queues_unknown(client) {
-            let verdict = self.check_unknown(client, request);
-            return self.enqueue(client, request, verdict.map(|()| Guard::None));
+            return self.unknown(client, request);
         }
         if self.goes_apart(client) {
             return self.run_errand(client, "unknown", Errand::default());
@@ -111,6 +110,7 @@ impl Proxy {
             return self.look_up(lane, client, first);
         };
         self.metrics.unknown_command();
+        let elsewhere = client.hold.get().database.is_some();
         let verdict = match meaning {
             // Redis refuses these without running anything, and with them a transaction.
             Meaning::Unknown(_) => {
@@ -121,6 +121,9 @@ impl Proxy {
                 Self::abort(client);
                 return self.send_bytes(lane, client, request.bytes()).map(|()| Step::Next);
             }
+            // There are no profiles in another database.
+            Meaning::Command(traits) if elsewhere && !traits.pubsub => Ok(()),
+            Meaning::Untold if elsewhere => Ok(()),
             Meaning::Command(traits) => self.judge(traits, request),
             Meaning::Untold if self.names_profile(Keys::Any, request) => {
                 Err(CommandError::UnknownOnProfiles)
