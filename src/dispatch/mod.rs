@@ -4,64 +4,50 @@
 //! once, put on the lane, or handed to the client's private link; what comes back over the lane is
 //! the business of [`Outcome`]. Order per client holds because the lane has one order, the proxy's
 //! own replies take their place in it, and lane and private link never owe replies together.
+//!
+//! ```text
+//! here            the steps, in their order     client/         who asks, and the replies that wait for it
+//! forward.rs      what passes through           answer/         what the proxy answers itself
+//! write/          what writes profiles          memory/         what is read from memory
+//! transaction.rs  what is queued for EXEC       private/        what takes a link of the client's own
+//! outcome/        what comes back: it is        hydration/      whether Redis can be trusted with a
+//!                 journaled, then answered                      profile, and what to do if not
+//! busy.rs         while a script runs           unknown/        what the command table does not know
+//! ```
 
-mod arrival;
-mod block;
+mod answer;
 mod busy;
-mod capture;
-mod check;
 mod client;
-mod client_command;
-mod client_filter;
-mod clients;
 mod error;
-mod examine;
-mod expiries;
-mod flush;
 mod forward;
-mod gate;
-mod held;
 mod hydration;
-mod info;
-mod late;
-mod ledger;
-mod lexicon;
-mod load;
-mod local;
 mod memory;
-mod outbox;
 mod outcome;
 mod private;
-mod profile_command;
-mod recovery;
-mod retention;
-mod script;
-mod server_command;
 mod slot;
-mod tracking;
 mod transaction;
 mod unknown;
-mod warm;
 mod write;
 
-pub use arrival::Arrivals;
-pub use block::Block;
-pub use client::{Client, Session, Silence, Wanted};
-pub use clients::{Clients, Clock};
+pub use answer::{
+    info::{About, Standing},
+    late::Late,
+};
+pub use client::{
+    Client, Session, Silence, Wanted,
+    arrival::Arrivals,
+    clients::{Clients, Clock},
+};
 pub use error::{Applied, CommandError, JournalTrouble};
-pub use examine::Examination;
-pub use gate::Gate;
-pub use hydration::{Hydration, HydrationParts};
-pub use info::{About, Standing};
-pub use late::Late;
-pub use ledger::{InDoubt, Ledger};
-pub use memory::Memory;
-pub use outcome::Outcome;
-pub use private::{Effect, Errand, Hold};
-pub use recovery::scan;
+pub use hydration::{Hydration, HydrationParts, examine::Examination, gate::Gate, warm::warm_up};
+pub use memory::{Memory, tracking::track};
+pub use outcome::{
+    Outcome,
+    ledger::{InDoubt, Ledger},
+    recovery::scan,
+};
+pub use private::{Effect, Errand, Hold, block::Block};
 pub use slot::Slot;
-pub use tracking::track;
-pub use warm::warm_up;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
@@ -77,8 +63,8 @@ use crate::{
     schema::{Kind, Schema},
     upstream::{Lane, Pool},
 };
-use lexicon::Lexicon;
-use retention::Retention;
+use unknown::lexicon::Lexicon;
+use write::retention::Retention;
 
 /// Where commands go that the proxy does not answer itself.
 pub enum Upstream {
@@ -261,7 +247,7 @@ impl Proxy {
             }
         }
         self.memory.iter().for_each(|memory| memory.end_batch());
-        client.flush();
+        client.end_batch();
     }
 
     /// Tells whether a client may do more than log in.

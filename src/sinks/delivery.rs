@@ -17,8 +17,8 @@ use super::batch::Quarantine;
 use super::database::{Cursor, Database, Writer};
 use super::error::{DeliveryError, FailureClass, SinkError};
 use super::next::{Limits, Next, deliverable, reached};
-use super::oldest::oldest_change_ms;
-use super::{Config, Status};
+use super::oldest::show_oldest;
+use super::{Config, Pace, Status};
 use crate::backoff::Backoff;
 use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
 use crate::outside;
@@ -52,6 +52,7 @@ pub struct Delivery {
     /// When the journal may be told again what it can discard, if it has to be.
     discard_at: Option<Instant>,
     discarded: Instant,
+    pace: Option<Pace>,
 }
 
 struct Position {
@@ -92,8 +93,15 @@ impl Delivery {
             batch: Batch::new(),
             discard_at: None,
             discarded: Instant::now(),
+            pace: None,
             config,
         }
+    }
+
+    /// Lets deliveries give way while the watched thread lacks a processor.
+    #[must_use]
+    pub fn with_pace(self, pace: Option<Pace>) -> Self {
+        Self { pace, ..self }
     }
 
     /// The figures of this delivery.
@@ -165,6 +173,9 @@ impl Delivery {
             let waiting = end.0.saturating_sub(cursor);
             if waiting < self.config.batch_records_max.get() as u64 {
                 sleep(self.config.linger).await;
+            }
+            if let Some(pace) = &mut self.pace {
+                pace.give_way(&self.journal, &self.status, self.config.give_way_max).await?;
             }
             if !self.step().await? {
                 // A gap in the numbers without records behind it.
@@ -302,17 +313,6 @@ impl Delivery {
         }
     }
 
-    /// Looks for the time of the oldest change that waits, where no batch was read yet that says.
-    async fn show_oldest(&self) -> Result<(), DeliveryError> {
-        let (journal, delivered) = (self.journal.clone(), self.status.delivered());
-        if self.status.oldest_undelivered_at_ms().is_some() || journal.deliverable() <= delivered {
-            return Ok(());
-        }
-        let oldest_ms = blocking(move || oldest_change_ms(&journal, delivered)).await?;
-        self.status.set_oldest_undelivered(oldest_ms);
-        Ok(())
-    }
-
     /// Ends an outage. Reaching the database is not enough while there is something to deliver: a
     /// full disk lets everybody read.
     pub(super) fn recovered(&mut self) {
@@ -395,7 +395,7 @@ impl Delivery {
         if self.away.replace(class) != Some(class) {
             warn!(sink = self.label, class = class.label(), %error, "database lost");
         }
-        self.show_oldest().await?;
+        show_oldest(&self.journal, &self.status).await?;
         let delay = self.backoff.next_delay();
         if self.failures_max.is_some_and(|max| self.backoff.attempts() >= max) {
             return Err(error.into());
@@ -419,7 +419,7 @@ pub(super) fn timed_out() -> SinkError {
     SinkError::plain(FailureClass::Connection, "timeout")
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, DeliveryError> {
     outside::blocking(work).await.map_err(|_| DeliveryError::Interrupted)

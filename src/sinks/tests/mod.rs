@@ -10,5 +10,6 @@ pub(crate) mod memory;
 mod model;
 mod outage;
 mod overlay;
+mod pace;
 mod refusals;
 mod support;

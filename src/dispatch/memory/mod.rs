@@ -1,0 +1,299 @@
+//! Reads of profiles from memory, and what keeps the memory true.
+//!
+//! ```text
+//! a write over the lane        forgotten when its reply is read, before any client is answered:
+//!                              what is remembered was read behind all that is acknowledged
+//! a block on a private link    the same, when the lane has looked at what it has done
+//! a check after an epoch       forgotten before anybody who waits for the profile goes on
+//! anything past the proxy      Redis says so (`tracking.rs`), a moment later
+//! another link, a flush        everything is forgotten
+//! ```
+//!
+//! A client never overtakes itself: while the lane owes it a reply about a profile, what it reads of
+//! that profile goes over the lane as well. One that watches keys, or has a private link for another
+//! reason, is answered by Redis only: what it reads has to be as new as what that link has seen.
+
+pub(super) mod tracking;
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Instant,
+};
+
+use tokio::sync::Notify;
+use tracing::info;
+
+use super::{
+    Client, CommandError, Outcome, Proxy, Silence, Slot, Upstream,
+    client::Profiles,
+    slot::{Capture, Fetch, WriteSlot, take_note},
+};
+use crate::{
+    cache::{Advice, Cache, Entry},
+    command::{Keys, ProfileRead, Spec},
+    journal::Sequence,
+    profile::Entry as Record,
+    resp::{Request, framed, integer, push_command, reply_at},
+    upstream::{Lane, LinkState, Server},
+};
+
+/// What the parts of dispatch share of the cache.
+pub struct Memory {
+    pub(super) cache: RefCell<Cache>,
+    /// Every change is waited for until it is durable.
+    always: bool,
+    started: Instant,
+    /// The time of the batch that is being run, if it was asked for.
+    batch_ms: Cell<Option<u64>>,
+    /// The run id of the Redis that the lane was linked to last; nothing where it evicts by use.
+    pub(super) run_id: RefCell<Option<String>>,
+    /// Links of the lane so far.
+    pub(super) links: Cell<u64>,
+    pub(super) linked: Notify,
+    /// Flushes of clients whose invalidation has not come yet.
+    flushes: Cell<u32>,
+}
+
+impl Memory {
+    /// Lets a cache be used; `always` holds back what is not durable.
+    #[must_use]
+    pub fn new(cache: Cache, always: bool) -> Rc<Self> {
+        Rc::new(Self {
+            cache: RefCell::new(cache),
+            always,
+            started: Instant::now(),
+            batch_ms: Cell::new(None),
+            run_id: RefCell::default(),
+            links: Cell::new(0),
+            linked: Notify::new(),
+            flushes: Cell::new(0),
+        })
+    }
+
+    /// Takes the news of what is durable.
+    pub(super) fn release(&self, durable: Sequence) {
+        self.cache.borrow_mut().release(durable.0);
+    }
+
+    /// The milliseconds since the start.
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// The same, read at most once in a batch of requests.
+    fn batch_ms(&self) -> u64 {
+        let now_ms = self.batch_ms.get().unwrap_or_else(|| self.now_ms());
+        self.batch_ms.set(Some(now_ms));
+        now_ms
+    }
+
+    /// Ends a batch of requests.
+    pub(super) fn end_batch(&self) {
+        self.batch_ms.set(None);
+    }
+
+    /// A new link may lead to another Redis: nothing is remembered until it tells of changes.
+    pub(super) fn link_up(&self, server: &Server) {
+        self.cache.borrow_mut().turn_off();
+        self.flushes.set(0);
+        self.links.set(self.links.get() + 1);
+        let policy = server.eviction.as_deref().unwrap_or_default();
+        let by_use = policy.ends_with("lru") || policy.ends_with("lfu");
+        if by_use {
+            info!(policy, "Redis evicts what is not read; memory is not used");
+        }
+        self.run_id.replace((!by_use).then(|| server.run_id.clone()));
+        self.linked.notify_one();
+    }
+
+    /// Forgets a profile.
+    pub(super) fn forget(&self, key: &[u8]) {
+        self.cache.borrow_mut().forget(key);
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        self.cache.borrow_mut().clear();
+    }
+
+    /// Counts a flush of a client that is on its way, or takes one back that did not happen.
+    pub(super) fn count_flush(&self, sent: bool) {
+        let flushes = self.flushes.get();
+        self.flushes.set(if sent { flushes + 1 } else { flushes.saturating_sub(1) });
+    }
+
+    /// Tells whether a flush that Redis reports is one that a client has sent over the lane.
+    pub(super) fn take_flush(&self) -> bool {
+        let flushes = self.flushes.get();
+        self.flushes.set(flushes.saturating_sub(1));
+        flushes > 0
+    }
+}
+
+impl Proxy {
+    /// Answers a read from memory if it is of a profile that is there; else it goes over the lane.
+    pub(super) fn read(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        read: ProfileRead,
+        request: &Request<'_>,
+    ) -> Result<(), CommandError> {
+        let (Some(memory), Upstream::Redis(lane)) = (&self.memory, &self.upstream) else {
+            return self.forward(client, spec, request);
+        };
+        let mut cache = memory.cache.borrow_mut();
+        let apart = client.hold.get().linked || client.silence.get() != Silence::None;
+        if !cache.is_on() || apart || lane.state() != LinkState::Up {
+            drop(cache);
+            return self.forward(client, spec, request);
+        }
+        let key = request.argument(1);
+        let hash = cache.hash(key);
+        if !client.awaits(Profiles::one(hash))
+            && let Some(entry) = cache.find(hash, key, || memory.batch_ms())
+        {
+            self.metrics.cache_hits.add(1);
+            let now_ms = memory.batch_ms();
+            self.reply(client, |reply| entry.answer(read, request, now_ms, reply));
+            return Ok(());
+        }
+        if self.schema.kind_of(key).is_some() {
+            self.metrics.cache_misses.add(1);
+            client.note_on_lane(Profiles::one(hash));
+            let advice = cache.advise(hash, key, read == ProfileRead::All);
+            if advice != Advice::Pass {
+                fetch(lane, client, read, request, advice, memory.now_ms());
+                return Ok(());
+            }
+        }
+        self.send_bytes(lane, client, request.bytes())
+    }
+
+    /// Notes what a client has on the lane, before its replies are counted.
+    pub(super) fn note_on_lane(&self, client: &Client, spec: &Spec, request: &Request<'_>) {
+        let Some(memory) = &self.memory else { return };
+        let profiles = match spec.keys {
+            Keys::None => return,
+            // SORT_RO reads others besides its key.
+            Keys::Range(1, 1, 1) if spec.name != "sort_ro" => {
+                let key = request.argument(1);
+                if self.schema.kind_of(key).is_none() {
+                    return;
+                }
+                Profiles::one(memory.cache.borrow().hash(key))
+            }
+            _ => Profiles::ALL,
+        };
+        client.note_on_lane(profiles);
+    }
+}
+
+/// Puts a read on the lane together with what the cache wants to know.
+///
+/// ```text
+/// size          request, MEMORY USAGE
+/// HGETALL       CLIENT CACHING YES, request, PTTL
+/// others        request, CLIENT CACHING YES, HGETALL, PTTL
+/// ```
+///
+/// `CACHING` has Redis tell of the next change of what the next command reads, and of nothing else.
+fn fetch(
+    lane: &Lane<Slot>,
+    client: &Rc<Client>,
+    read: ProfileRead,
+    request: &Request<'_>,
+    advice: Advice,
+    asked_ms: u64,
+) {
+    const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
+    let key = request.argument(1);
+    lane.submit(client.protocol.get(), |batch| {
+        let out = &mut batch.bytes;
+        let fetch = match advice {
+            Advice::Fetch(ticket) if read == ProfileRead::All => {
+                out.extend_from_slice(CACHING);
+                out.extend_from_slice(request.bytes());
+                push_command(out, &[b"PTTL", key], |_, _| {});
+                Fetch::Answer { ticket, asked_ms }
+            }
+            Advice::Fetch(ticket) => {
+                out.extend_from_slice(request.bytes());
+                out.extend_from_slice(CACHING);
+                push_command(out, &[b"HGETALL", key], |_, _| {});
+                push_command(out, &[b"PTTL", key], |_, _| {});
+                Fetch::Behind { ticket, asked_ms }
+            }
+            Advice::Measure | Advice::Pass => {
+                out.extend_from_slice(request.bytes());
+                push_command(out, &[&b"MEMORY"[..], b"USAGE", key], |_, _| {});
+                Fetch::Size
+            }
+        };
+        client.expect(fetch.replies());
+        batch.notes.extend_from_slice(key);
+        let notes = key.len() as u32;
+        batch.slots.push(Slot::Read { client: Rc::clone(client), fetch, notes });
+    });
+}
+
+impl Outcome {
+    /// Tells the cache what it wanted to know; returns the client's part of the replies.
+    pub(super) fn read<'r>(&self, fetch: Fetch, key: &[u8], replies: &'r [u8]) -> &'r [u8] {
+        let (first, rest) = replies.split_at_checked(framed(replies, 1)).unwrap_or_default();
+        let Some(memory) = &self.memory else { return first };
+        let mut cache = memory.cache.borrow_mut();
+        let (ticket, asked_ms, fields, life) = match fetch {
+            Fetch::Size => {
+                // A refusal says nothing, so the profile is not fetched.
+                let refused = rest.first() == Some(&b'-');
+                cache.measured(key, if refused { Some(i64::MAX) } else { integer(rest) });
+                return first;
+            }
+            Fetch::Answer { ticket, asked_ms } => {
+                let (fields, life) = rest.split_at_checked(framed(rest, 1)).unwrap_or_default();
+                (ticket, asked_ms, fields, life)
+            }
+            Fetch::Behind { ticket, asked_ms } => {
+                (ticket, asked_ms, reply_at(rest, 1), reply_at(rest, 2))
+            }
+        };
+        let (caching, answer) = match fetch {
+            Fetch::Answer { .. } => (first, fields),
+            _ => (reply_at(rest, 0), first),
+        };
+        // Unless Redis has promised to tell of changes, nothing may be kept.
+        match caching == b"+OK\r\n" {
+            true => {
+                // Nobody may be shown what a power failure could still take back.
+                let since = if memory.always { self.ledger.borrow().recorded().0 } else { 0 };
+                let entry = Entry::read(fields, integer(life), asked_ms);
+                cache.fetched(key, ticket, entry.map(|entry| entry.held_until(since)));
+            }
+            false => cache.give_up(key, ticket),
+        }
+        answer
+    }
+
+    /// Forgets what a write may have changed; its replies are being read, or will never come.
+    pub(super) fn forget(&self, write: &WriteSlot, mut notes: &[u8], happened: bool) {
+        let Some(memory) = &self.memory else { return };
+        if write.capture == Capture::Flushed {
+            if !happened {
+                memory.count_flush(false);
+            }
+            return memory.clear();
+        }
+        // Their profiles are forgotten one by one, when what they hold now is read (`snapshot`).
+        if happened && matches!(write.capture, Capture::Replaced | Capture::Scripted) {
+            return;
+        }
+        let mut cache = memory.cache.borrow_mut();
+        for _ in 0..write.changes {
+            if let Some(key) = Record::decode_key(take_note(&mut notes)) {
+                cache.forget(key);
+            }
+        }
+    }
+}

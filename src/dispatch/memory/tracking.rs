@@ -1,0 +1,255 @@
+//! News of changes that are made past the proxy: a connection of its own on which Redis tells which
+//! of the profiles in memory were changed, have expired or were evicted.
+//!
+//! ```text
+//! this connection   HELLO 3 ................. > invalidate key ........... DBSIZE, once a second
+//! the lane          CLIENT TRACKING ON REDIRECT id OPTIN ... CLIENT CACHING YES, HGETALL key
+//! ```
+//!
+//! Redis remembers the keys that were fetched over the lane (`OPTIN`), and no others: broadcasting
+//! (`BCAST`) would have it tell of every write to every profile, most of which nobody remembers. The
+//! lane's own writes are among the news, at most once for each fetch: `NOLOOP` would also withhold
+//! evictions that they cause, and what scripts write without declaring it.
+//!
+//! An answer to DBSIZE says that all news from before it are here. Whenever one is late, or the
+//! connection ends, nothing is read from memory any more and all of it is forgotten, until there is
+//! another connection to the Redis of the lane.
+
+use std::{rc::Rc, time::Duration};
+
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::dispatch::{CommandError, Hydration, Memory};
+use crate::{
+    backoff::Backoff,
+    resp::{Elements, ReplyKind, integer, push_command, value},
+    upstream::{Pool, PrivateLink, UpstreamError},
+};
+
+/// How often Redis is asked whether it is there, and how long it may take to say so.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Why news do not come.
+enum End {
+    /// The lane has another link.
+    Relinked,
+    /// Redis does not track, or does not let us; the text is its own.
+    Refused(String),
+    /// The connection could not be made, or is lost or silent.
+    Lost(UpstreamError),
+}
+
+impl From<UpstreamError> for End {
+    fn from(error: UpstreamError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl From<CommandError> for End {
+    fn from(_: CommandError) -> Self {
+        Self::Lost(UpstreamError::Closed)
+    }
+}
+
+/// Keeps the memory on while its news are certain, until cancelled.
+pub async fn track(
+    memory: Rc<Memory>,
+    hydration: Rc<Hydration>,
+    pool: Pool,
+    ended: CancellationToken,
+) {
+    let tracking = async {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        loop {
+            let Some(run_id) = memory.run_id.borrow().clone() else {
+                memory.linked.notified().await;
+                continue;
+            };
+            let end = follow(&memory, &hydration, &pool, &run_id).await;
+            let was_on = memory.cache.borrow().is_on();
+            memory.cache.borrow_mut().turn_off();
+            match end {
+                End::Relinked => {}
+                End::Refused(reason) => {
+                    info!(reason, "Redis does not tell of changes; memory is not used");
+                    memory.linked.notified().await;
+                }
+                End::Lost(error) => {
+                    if was_on {
+                        info!(%error, "news of changes may be missing; memory is not used");
+                        backoff.reset();
+                    }
+                    let pause = tokio::time::sleep(backoff.next_delay());
+                    tokio::select! {
+                        () = pause => {}
+                        () = memory.linked.notified() => {}
+                    }
+                }
+            }
+        }
+    };
+    ended.run_until_cancelled(tracking).await;
+}
+
+/// Has Redis tell of changes and hears it; returns when that ends.
+async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run_id: &str) -> End {
+    let links = memory.links.get();
+    match begin(hydration, pool, run_id).await {
+        // What the lane was told before it was linked anew is void.
+        Ok(_) if memory.links.get() != links => End::Relinked,
+        Ok(link) => {
+            memory.cache.borrow_mut().turn_on();
+            info!("reads of profiles are answered from memory");
+            let news = News { memory, hydration, link, keys: None, asked: None, flushed: false };
+            match news.hear(links).await {
+                Ok(()) => End::Relinked,
+                Err(error) => End::Lost(error),
+            }
+        }
+        Err(_) if memory.links.get() != links => End::Relinked,
+        Err(end) => end,
+    }
+}
+
+/// Makes the connection, and has the lane's link send its news there.
+async fn begin(hydration: &Hydration, pool: &Pool, run_id: &str) -> Result<PrivateLink, End> {
+    let mut link = pool.take(false).await?;
+    let introduce = async {
+        let hello = link.ask(&command(&["HELLO", "3"])).await?;
+        // Not the lane's own, under which connections are ended that could still write.
+        let name = pool.name().replacen(':', "-news:", 1);
+        link.ask(&command(&["CLIENT", "SETNAME", &name])).await?;
+        let info = link.ask(&command(&["INFO", "server"])).await?;
+        Ok::<_, UpstreamError>((hello, String::from_utf8_lossy(&info).into_owned()))
+    };
+    let introduced = timeout(HEARTBEAT, introduce).await.map_err(|_| UpstreamError::Timeout)?;
+    let (hello, info) = introduced?;
+    if ReplyKind::of(&hello) == ReplyKind::Error {
+        return Err(End::Refused(text(&hello)));
+    }
+    // A name may have come to mean another Redis, in which other connections have our numbers.
+    if !info.lines().any(|line| line.strip_prefix("run_id:") == Some(run_id)) {
+        return Err(End::Lost(UpstreamError::Closed));
+    }
+    let id = link.id().to_string();
+    let answer = hydration.ask(1, |out| {
+        push_command(out, &["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"], |_, _| {});
+    });
+    match answer.await? {
+        answer if answer == b"+OK\r\n" => Ok(link),
+        answer => Err(End::Refused(text(&answer))),
+    }
+}
+
+/// The connection, and what was heard on it.
+struct News<'a> {
+    memory: &'a Rc<Memory>,
+    hydration: &'a Rc<Hydration>,
+    link: PrivateLink,
+    /// Keys in the profiles' database, as of the last heartbeat.
+    keys: Option<i64>,
+    /// When the question was asked that is not answered yet.
+    asked: Option<Instant>,
+    /// Somebody has flushed a database past the proxy since then.
+    flushed: bool,
+}
+
+impl News<'_> {
+    /// Hears until the lane has another link, which is no error.
+    async fn hear(mut self, links: u64) -> Result<(), UpstreamError> {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                received = self.link.receive() => {
+                    received?;
+                    self.take()?;
+                }
+                () = self.memory.linked.notified() => {}
+                _ = heartbeat.tick() => match self.asked {
+                    None => self.ask()?,
+                    Some(asked) if asked.elapsed() < HEARTBEAT / 2 => {}
+                    Some(_) => return Err(UpstreamError::Timeout),
+                },
+            }
+            if self.memory.links.get() != links {
+                return Ok(());
+            }
+        }
+    }
+
+    fn ask(&mut self) -> Result<(), UpstreamError> {
+        self.asked = Some(Instant::now());
+        self.link.push(&command(&["DBSIZE"]));
+        self.link.flush()
+    }
+
+    /// Takes everything that was received.
+    fn take(&mut self) -> Result<(), UpstreamError> {
+        let Self { memory, keys, asked, flushed, .. } = self;
+        let mut lost = None;
+        self.link.hand_over(|reply| {
+            if ReplyKind::of(reply) == ReplyKind::Push {
+                *flushed |= invalidate(memory, reply);
+            } else if asked.take().is_some() {
+                let now = integer(reply);
+                if std::mem::take(flushed) {
+                    lost = Some((*keys, now));
+                }
+                *keys = now;
+            } else {
+                return Err(UpstreamError::StrayReply);
+            }
+            Ok(())
+        })?;
+        if let Some((before, now)) = lost
+            && is_flush(before, now)
+        {
+            self.hydration.flushed_past();
+        }
+        // Whether it was the profiles' database is seen by how many keys are left.
+        if self.flushed && self.asked.is_none() {
+            self.ask()?;
+        }
+        Ok(())
+    }
+}
+
+/// Forgets what Redis says was changed; tells whether a client has flushed a database past us.
+fn invalidate(memory: &Memory, push: &[u8]) -> bool {
+    let Some(keys) = push.strip_prefix(b">2\r\n$10\r\ninvalidate\r\n") else { return false };
+    // Null in the protocol of the lane at that moment.
+    if keys.first() != Some(&b'*') || keys == b"*-1\r\n" {
+        memory.cache.borrow_mut().invalidate_all();
+        return !memory.take_flush();
+    }
+    let mut cache = memory.cache.borrow_mut();
+    Elements::of(keys).for_each(|key| cache.invalidate(key));
+    false
+}
+
+/// Tells whether a flush was one of the profiles' database. A heartbeat may have been a second ago,
+/// and clients write on.
+fn is_flush(before: Option<i64>, now: Option<i64>) -> bool {
+    match (before, now) {
+        (Some(before), Some(now)) => now < before - before / 2,
+        _ => true,
+    }
+}
+
+fn command(arguments: &[&str]) -> Vec<u8> {
+    let mut request = Vec::new();
+    push_command(&mut request, arguments, |_, _| {});
+    request
+}
+
+/// The words of an error of Redis.
+fn text(reply: &[u8]) -> String {
+    let words = value(reply).or(reply.get(1..)).unwrap_or_default();
+    String::from_utf8_lossy(words).trim().to_owned()
+}

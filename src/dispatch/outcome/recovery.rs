@@ -1,0 +1,88 @@
+//! Writes in doubt: found in the journal at the start, asked about at each new link.
+//!
+//! A write is in doubt when its intent is in the journal and its outcome is not. It is never
+//! executed again (HINCRBY would count twice): the profile is read back, and what it holds becomes
+//! the outcome. The link has fenced off older connections by then, and nothing else goes first.
+
+use std::collections::BTreeMap;
+
+use super::ledger::{InDoubt, Ledger};
+use crate::dispatch::{slot::Slot, write::flush};
+use crate::{
+    journal::{self, Journal, JournalError},
+    profile::{ChangeBuilder, Entry},
+    resp::push_command,
+    schema::Schema,
+    upstream::Batch,
+};
+
+/// Records that are read at a time at the start.
+const RECORDS_MAX: usize = 4096;
+const BYTES_MAX: usize = 4 << 20;
+
+/// Reads the journal for the next free ticket and the writes in doubt.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
+    let mut reader = journal.reader(journal.first())?;
+    let mut batch = journal::Batch::default();
+    let mut next = 1;
+    let mut open = BTreeMap::new();
+    while reader.read(&mut batch, RECORDS_MAX, BYTES_MAX)? > 0 {
+        for (_, record) in batch.iter() {
+            match Entry::decode(record) {
+                Ok(Entry::Intent { ticket, keys }) => {
+                    next = next.max(ticket + keys.len() as u64);
+                    let numbered = (ticket..).zip(keys.iter().map(|key| key.to_vec()));
+                    open.extend(numbered);
+                }
+                Ok(Entry::Change(change)) => {
+                    next = next.max(change.ticket + 1);
+                    open.remove(&change.ticket);
+                }
+                Ok(Entry::Flush(flush)) => {
+                    next = next.max(flush.ticket + 1);
+                    open.remove(&flush.ticket);
+                }
+                Ok(Entry::Void(tickets)) => {
+                    for ticket in tickets {
+                        open.remove(&ticket);
+                    }
+                }
+                // The sink reports records that it cannot read; here they say nothing.
+                Err(_) => {}
+            }
+        }
+        batch.clear();
+    }
+    Ok((next, open))
+}
+
+/// Asks for the profiles of all writes in doubt, behind what became of the flushes.
+pub(super) fn ask(ledger: &Ledger, schema: &Schema, batch: &mut Batch<Slot>) {
+    let in_doubt = ledger.in_doubt();
+    let flushes = in_doubt.iter().filter(|(_, key)| key.is_empty());
+    flushes.for_each(|(ticket, _)| flush::ask(*ticket, in_doubt, schema, batch));
+    let profiles = in_doubt.iter().filter(|(_, key)| !key.is_empty());
+    ask_for(profiles.map(|(ticket, key)| (*ticket, key.as_slice())), schema, batch);
+}
+
+/// Asks for the profiles of some writes in doubt.
+pub(in crate::dispatch) fn ask_for<'a>(
+    in_doubt: impl Iterator<Item = (u64, &'a [u8])>,
+    schema: &Schema,
+    batch: &mut Batch<Slot>,
+) {
+    for (ticket, key) in in_doubt {
+        push_command(&mut batch.bytes, &[&b"HGETALL"[..], key], |_, _| {});
+        push_command(&mut batch.bytes, &[&b"PEXPIRETIME"[..], key], |_, _| {});
+        let start = batch.notes.len();
+        // A kind may have left the configuration since; its changes are still recorded.
+        let kind = schema.kind_of(key).map_or("", |kind| kind.name());
+        let builder = ChangeBuilder::begin(&mut batch.notes, ticket, 0, kind, "recover", "", key);
+        drop(builder.fields());
+        let notes = (batch.notes.len() - start) as u32;
+        batch.slots.push(Slot::Snapshot { ticket, notes });
+    }
+}

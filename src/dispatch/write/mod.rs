@@ -1,0 +1,495 @@
+//! A write to a profile: what goes upstream for it, and what its replies will prove.
+//!
+//! ```text
+//! HSET, HSETNX, HINCRBY ...   the request     [ PEXPIRETIME ] [ retention ]
+//! guarded increment           a script        [ PEXPIRETIME ] [ retention ]
+//! HDEL                        the request, EXISTS
+//! EXPIRE and its kin          the request, PEXPIRETIME
+//! DEL of several keys         EXISTS for each profile, the request
+//! RENAME, EVAL and their kin  the request, HGETALL and PEXPIRETIME for each profile
+//! ```
+//!
+//! PEXPIRETIME goes where the profile may be about to expire (`expiries.rs`). All of it goes over the
+//! lane in one piece, so what is read is what the write has left. Over a private link nothing is
+//! read behind the write, because others write over the lane meanwhile.
+
+pub(super) mod check;
+mod expiries;
+pub(super) mod flush;
+pub(super) mod retention;
+mod script;
+
+use std::{cell::RefMut, collections::HashSet, rc::Rc};
+
+use self::{check::Guard, retention::Due};
+use super::{
+    Client, CommandError, Proxy, Slot, Upstream,
+    client::Profiles,
+    now_ms,
+    slot::{Capture, WriteSlot, push_note},
+};
+use crate::{
+    command::{ProfileWrite, Route, Spec},
+    engine::Engine,
+    profile::ChangeBuilder,
+    resp::{ReplyWriter, Request, push_command},
+    schema::{Bounds, FloatBounds, Kind},
+    upstream::{Batch, Lane, LinkState, Receiver},
+};
+
+/// One write that the schema allows.
+pub(super) struct Plan<'a> {
+    spec: &'static Spec,
+    request: &'a Request<'a>,
+    kind: &'a Kind,
+    key: &'a [u8],
+    /// The profiles that it is about, where there can be several.
+    profiles: Vec<(&'a [u8], &'a Kind)>,
+    capture: Capture,
+    guard: Guard,
+    /// The expiry that retention asks for.
+    retain: Option<Due>,
+    /// It goes over a private link, and its outcome will be read from the profiles themselves.
+    apart: bool,
+}
+
+impl Plan<'_> {
+    /// Tells whether the reply waits for the database.
+    fn is_awaited(&self) -> bool {
+        self.kind.awaits_database() || self.profiles.iter().any(|(_, kind)| kind.awaits_database())
+    }
+
+    /// The same write over a private link.
+    pub(super) fn apart(self) -> Self {
+        Self { apart: true, ..self }
+    }
+}
+
+impl Proxy {
+    /// Checks a write to a profile and puts it on its way.
+    pub(super) fn write_profile(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        write: ProfileWrite,
+        request: &Request<'_>,
+        kind: &Kind,
+    ) -> Result<(), CommandError> {
+        // HSET takes pairs, which the table's arity cannot say.
+        if !has_pairs(write, request) {
+            return Err(CommandError::WrongArity(spec.name));
+        }
+        let guard = self.check_write(spec, kind, write, request)?;
+        self.write_checked(client, spec, write, request, kind, guard)
+    }
+
+    /// Puts a write that was checked on its way.
+    pub(super) fn write_checked(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        write: ProfileWrite,
+        request: &Request<'_>,
+        kind: &Kind,
+        guard: Guard,
+    ) -> Result<(), CommandError> {
+        let plan = self.plan(spec, write, request, kind, guard);
+        match &self.upstream {
+            Upstream::Redis(lane) => self.write_lane(lane, client, &plan),
+            Upstream::Embedded(engine) => self.write_embedded(engine.borrow_mut(), client, &plan),
+        }
+    }
+
+    /// Decides what a write needs that was checked.
+    pub(super) fn plan<'a>(
+        &'a self,
+        spec: &'static Spec,
+        write: ProfileWrite,
+        request: &'a Request<'a>,
+        kind: &'a Kind,
+        guard: Guard,
+    ) -> Plan<'a> {
+        let capture = match write {
+            ProfileWrite::SetFields => Capture::Accepted,
+            ProfileWrite::SetAbsent => Capture::Counted,
+            ProfileWrite::Persist => Capture::Persisted,
+            ProfileWrite::RemoveFields => Capture::Removed,
+            ProfileWrite::Increment | ProfileWrite::IncrementFloat => match guard {
+                Guard::Integer(_) => Capture::Guarded,
+                Guard::Float(_) => Capture::GuardedFloat,
+                _ => Capture::Value,
+            },
+            ProfileWrite::Expire => Capture::Expiry,
+            ProfileWrite::Replace => Capture::Replaced,
+            ProfileWrite::Script => Capture::Scripted,
+            ProfileWrite::Delete if request.len() == 2 => Capture::Counted,
+            ProfileWrite::Delete => Capture::Deleted,
+        };
+        let key = request.argument(1);
+        let retain = self.retain(spec, write, request, kind);
+        let profiles = match capture {
+            Capture::Deleted | Capture::Replaced | Capture::Scripted => {
+                self.profiles(spec, request)
+            }
+            _ => Vec::new(),
+        };
+        Plan { spec, request, kind, key, profiles, capture, guard, retain, apart: false }
+    }
+
+    fn retain(
+        &self,
+        spec: &Spec,
+        write: ProfileWrite,
+        request: &Request<'_>,
+        kind: &Kind,
+    ) -> Option<Due> {
+        let ttl = kind.ttl()?;
+        let mut retention = self.retention.borrow_mut();
+        match write {
+            ProfileWrite::SetFields
+            | ProfileWrite::SetAbsent
+            | ProfileWrite::Increment
+            | ProfileWrite::IncrementFloat => retention.due(request.argument(1), ttl, now_ms()),
+            // The expiry goes with the profile, or a client takes it into its own hands.
+            _ => {
+                spec.keys(request).for_each(|key| retention.forget(key));
+                None
+            }
+        }
+    }
+
+    fn write_lane(
+        &self,
+        lane: &Lane<Slot>,
+        client: &Rc<Client>,
+        plan: &Plan<'_>,
+    ) -> Result<(), CommandError> {
+        if lane.state() != LinkState::Up {
+            return Err(CommandError::UpstreamDown);
+        }
+        if let Some(memory) = &self.memory {
+            client.note_on_lane(match plan.profiles.is_empty() {
+                true => Profiles::one(memory.cache.borrow().hash(plan.key)),
+                false => Profiles::ALL,
+            });
+        }
+        lane.submit(client.protocol.get(), |batch| {
+            let write = self.encode(client, plan, batch);
+            client.expect(write.replies);
+            batch.slots.push(Slot::Write { client: Rc::clone(client), write });
+        });
+        Ok(())
+    }
+
+    /// Adds the requests and the notes of a write to a batch; the slot is the caller's to place.
+    pub(super) fn encode(
+        &self,
+        client: &Client,
+        plan: &Plan<'_>,
+        batch: &mut Batch<Slot>,
+    ) -> WriteSlot {
+        let start = batch.notes.len();
+        let (ticket, changes) = self.note(client, plan, &mut batch.notes, true);
+        let out = &mut batch.bytes;
+        let answer = match plan.capture {
+            Capture::Deleted => push_exists(plan, out),
+            _ => 0,
+        };
+        match plan.guard {
+            Guard::Integer(bounds) => push_guard(out, plan.request, bounds),
+            Guard::Float(bounds) => push_guard_float(out, plan.request, bounds),
+            _ => out.extend_from_slice(plan.request.bytes()),
+        }
+        let mut replies = answer + 1;
+        let probed = self.may_expire(plan) && !plan.apart;
+        match plan.capture {
+            _ if plan.apart => {}
+            _ if probed => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
+            Capture::Removed => push(out, &[b"EXISTS", plan.key], &mut replies),
+            Capture::Expiry => push(out, &[b"PEXPIRETIME", plan.key], &mut replies),
+            Capture::Replaced | Capture::Scripted => {
+                for (key, _) in &plan.profiles {
+                    push(out, &[b"HGETALL", key], &mut replies);
+                    push(out, &[b"PEXPIRETIME", key], &mut replies);
+                }
+            }
+            _ => {}
+        }
+        if let Some(due) = plan.retain {
+            push_retain(out, plan.key, due);
+            replies += 1;
+        }
+        WriteSlot {
+            ticket,
+            capture: plan.capture,
+            replies,
+            answer,
+            retained: plan.retain.is_some(),
+            probed,
+            warned: plan.guard == Guard::Watch,
+            awaited: plan.is_awaited(),
+            executed_ms: None,
+            changes,
+            notes: (batch.notes.len() - start) as u32,
+        }
+    }
+
+    /// Tells whether a write may meet the expiry of its profile, where its reply does not say what
+    /// it has met; notes those that may set one.
+    fn may_expire(&self, plan: &Plan<'_>) -> bool {
+        let mut retention = self.retention.borrow_mut();
+        match plan.capture {
+            Capture::Accepted
+            | Capture::Counted
+            | Capture::Value
+            | Capture::Guarded
+            | Capture::GuardedFloat => return retention.known.may_meet(plan.key, now_ms),
+            Capture::Expiry => retention.known.unsettle(plan.key),
+            Capture::Replaced | Capture::Scripted => {
+                plan.profiles.iter().for_each(|(key, _)| retention.known.unsettle(key));
+            }
+            Capture::Removed | Capture::Persisted | Capture::Deleted | Capture::Flushed => {}
+        }
+        false
+    }
+
+    /// Lays out what will be true if the write is accepted. Returns the first ticket and the count.
+    fn note(
+        &self,
+        client: &Client,
+        plan: &Plan<'_>,
+        notes: &mut Vec<u8>,
+        intend: bool,
+    ) -> (u64, u32) {
+        let mut ledger = self.ledger.borrow_mut();
+        let first = ledger.next_ticket();
+        let session = client.session.borrow();
+        let actor = session.identity.as_ref().map_or("", |identity| identity.name());
+        let mut changes = 0;
+        let mut note = |key: &[u8], kind: &Kind| {
+            let ticket = if intend { ledger.intend(key) } else { ledger.ticket() };
+            push_note(notes, |out| {
+                let change =
+                    ChangeBuilder::begin(out, ticket, 0, kind.name(), plan.spec.name, actor, key);
+                fill(change, plan);
+            });
+            changes += 1;
+        };
+        match plan.capture {
+            Capture::Deleted | Capture::Replaced | Capture::Scripted => {
+                plan.profiles.iter().for_each(|(key, kind)| note(key, kind));
+            }
+            _ => note(plan.key, plan.kind),
+        }
+        if matches!(plan.capture, Capture::Guarded | Capture::GuardedFloat) {
+            let violation = plan.kind.out_of_range(plan.request.argument(2));
+            push_note(notes, |out| out.extend_from_slice(violation.text().as_bytes()));
+        }
+        (first, changes)
+    }
+
+    /// The profiles among the keys of a command, each once.
+    fn profiles<'p>(&'p self, spec: &Spec, request: &'p Request<'p>) -> Vec<(&'p [u8], &'p Kind)> {
+        let mut seen = HashSet::new();
+        let keys = spec.keys(request).filter(|key| seen.insert(*key));
+        keys.filter_map(|key| self.schema.kind_of(key).map(|kind| (key, kind))).collect()
+    }
+
+    /// Runs the write on the embedded store. Nothing is ever in doubt there: the store is rebuilt
+    /// from the journal and the database, so a change that is not in them did not happen.
+    fn write_embedded(
+        &self,
+        mut engine: RefMut<'_, Engine>,
+        client: &Rc<Client>,
+        plan: &Plan<'_>,
+    ) -> Result<(), CommandError> {
+        let now_ms = now_ms();
+        if matches!(plan.capture, Capture::Replaced | Capture::Scripted) {
+            // The store has none of these commands, and says so.
+            self.execute(&mut engine, client, plan.request);
+            return Ok(());
+        }
+        if plan.capture == Capture::Deleted
+            && plan.request.arguments(1).any(|key| self.schema.kind_of(key).is_none())
+        {
+            return Err(CommandError::EmbeddedKey);
+        }
+        let field = plan.request.argument(2);
+        let current =
+            |engine: &mut Engine| engine.field(now_ms, plan.key, field).map(<[u8]>::to_vec);
+        let allowed = match plan.guard {
+            Guard::Integer(bounds) => integer_allowed(bounds, current(&mut engine)),
+            Guard::Float(bounds) => float_allowed(bounds, current(&mut engine)),
+            _ => true,
+        };
+        if !allowed {
+            self.retention.borrow_mut().forget(plan.key);
+            return Err(self.violated(plan.kind.out_of_range(field)));
+        }
+        let (mut replies, mut notes) = (self.replies.borrow_mut(), self.notes.borrow_mut());
+        replies.clear();
+        notes.clear();
+        let (ticket, changes) = self.note(client, plan, &mut notes, false);
+        let mut writer = ReplyWriter::new(&mut replies, client.protocol.get());
+        let mut answer = 0;
+        if plan.capture == Capture::Deleted {
+            for (key, _) in &plan.profiles {
+                writer.integer(i64::from(engine.expires_ms(now_ms, key).is_some()));
+                answer += 1;
+            }
+        }
+        engine.execute(now_ms, plan.request, &mut writer);
+        let mut count = answer + 1 + probe_embedded(&mut engine, now_ms, plan, &mut writer);
+        if let Some(due) = plan.retain {
+            let moved = retain_embedded(&mut engine, now_ms, plan.key, due);
+            writer.integer(if moved { due.at as i64 } else { -1 });
+            count += 1;
+        }
+        client.expect(count);
+        let write = WriteSlot {
+            ticket,
+            // The guard has spoken already, so the reply is the plain one.
+            capture: match plan.capture {
+                Capture::Guarded | Capture::GuardedFloat => Capture::Value,
+                capture => capture,
+            },
+            executed_ms: Some(now_ms),
+            replies: count,
+            answer,
+            retained: plan.retain.is_some(),
+            // The store has run it at a time that is known.
+            probed: false,
+            warned: plan.guard == Guard::Watch,
+            awaited: plan.is_awaited(),
+            changes,
+            notes: notes.len() as u32,
+        };
+        let slot = Slot::Write { client: Rc::clone(client), write };
+        self.outcome.borrow_mut().replies(&slot, &notes, &replies, count);
+        Ok(())
+    }
+}
+
+/// Tells whether a write that takes pairs has them.
+pub(super) fn has_pairs(write: ProfileWrite, request: &Request<'_>) -> bool {
+    write != ProfileWrite::SetFields || request.len().is_multiple_of(2)
+}
+
+/// Writes the part of a change that the request alone tells.
+fn fill(mut change: ChangeBuilder<'_>, plan: &Plan<'_>) {
+    let Route::Profile(write) = plan.spec.route else { return };
+    if plan.apart {
+        return drop(change.fields());
+    }
+    match write {
+        ProfileWrite::Delete => {
+            change.deleted();
+        }
+        ProfileWrite::Persist => {
+            change.expiry(crate::profile::Expiry::Never);
+        }
+        ProfileWrite::RemoveFields => {
+            plan.request.arguments(2).for_each(|field| {
+                change.removed(field);
+            });
+        }
+        _ => {}
+    }
+    let mut fields = change.fields();
+    match write {
+        ProfileWrite::SetFields | ProfileWrite::SetAbsent => {
+            let mut arguments = plan.request.arguments(2);
+            while let (Some(field), Some(value)) = (arguments.next(), arguments.next()) {
+                fields.set(field, value);
+            }
+        }
+        ProfileWrite::Increment | ProfileWrite::IncrementFloat => {
+            fields.set_later(plan.request.argument(2));
+        }
+        _ => {}
+    }
+}
+
+fn push(out: &mut Vec<u8>, arguments: &[&[u8]], replies: &mut u32) {
+    push_command(out, arguments, |_, _| {});
+    *replies += 1;
+}
+
+fn push_exists(plan: &Plan<'_>, out: &mut Vec<u8>) -> u32 {
+    let mut count = 0;
+    for (key, _) in &plan.profiles {
+        push(out, &[b"EXISTS", key], &mut count);
+    }
+    count
+}
+
+fn push_guard(out: &mut Vec<u8>, request: &Request<'_>, bounds: Bounds) {
+    let Bounds::Current { at_least, at_most } = bounds else { return };
+    let text = |bound: Option<i64>| bound.map_or(String::new(), |bound| bound.to_string());
+    push_script(out, script::GUARDED_INCREMENT, request, &text(at_least), &text(at_most));
+}
+
+fn push_guard_float(out: &mut Vec<u8>, request: &Request<'_>, bounds: FloatBounds) {
+    let FloatBounds::Sum { at_least, at_most, .. } = bounds else { return };
+    let text = |bound: Option<f64>| bound.map_or(String::new(), |bound| bound.to_string());
+    push_script(out, script::GUARDED_INCREMENT_FLOAT, request, &text(at_least), &text(at_most));
+}
+
+fn push_script(out: &mut Vec<u8>, script: &str, request: &Request<'_>, least: &str, most: &str) {
+    let [key, field, by] = [1, 2, 3].map(|index| request.argument(index));
+    let script: [&[u8]; 8] =
+        [b"EVAL", script.as_bytes(), b"1", key, field, by, least.as_bytes(), most.as_bytes()];
+    push_command(out, &script, |_, _| {});
+}
+
+fn push_retain(out: &mut Vec<u8>, key: &[u8], due: Due) {
+    let mut buffers = [(); 4].map(|()| itoa::Buffer::new());
+    let mut script: [&[u8]; 8] =
+        [b"EVAL", script::RETAIN.as_bytes(), b"1", key, b"", b"", b"", b""];
+    let arguments = buffers.iter_mut().zip(due.arguments());
+    for (place, (buffer, argument)) in script.iter_mut().skip(4).zip(arguments) {
+        *place = buffer.format(argument).as_bytes();
+    }
+    push_command(out, &script, |_, _| {});
+}
+
+/// Answers what would be asked behind the write on the lane; returns the number of answers.
+fn probe_embedded(
+    engine: &mut Engine,
+    now_ms: u64,
+    plan: &Plan<'_>,
+    writer: &mut ReplyWriter<'_>,
+) -> u32 {
+    let expires = engine.expires_ms(now_ms, plan.key);
+    match plan.capture {
+        Capture::Removed => writer.integer(i64::from(expires.is_some())),
+        Capture::Expiry => writer.integer(match expires {
+            None => -2,
+            Some(None) => -1,
+            Some(Some(at)) => at as i64,
+        }),
+        _ => return 0,
+    }
+    1
+}
+
+/// What `script::RETAIN` does at Redis.
+fn retain_embedded(engine: &mut Engine, now_ms: u64, key: &[u8], due: Due) -> bool {
+    let moves = engine.expires_ms(now_ms, key).is_some_and(|old| due.moves(old));
+    if moves {
+        engine.expire_at(now_ms, key, due.at);
+    }
+    moves
+}
+
+/// A value that is no integer is left to the store, which refuses it in Redis's words.
+fn integer_allowed(bounds: Bounds, current: Option<Vec<u8>>) -> bool {
+    let current = current.map_or(Some(0), |value| crate::resp::parse_integer(&value));
+    current.is_none_or(|current| bounds.allow(current))
+}
+
+fn float_allowed(bounds: FloatBounds, current: Option<Vec<u8>>) -> bool {
+    let Some(value) = current else { return bounds.allow(0.0) };
+    let value = std::str::from_utf8(&value).ok().and_then(|text| text.parse::<f64>().ok());
+    value.is_none_or(|current| bounds.allow(current))
+}

@@ -1,0 +1,199 @@
+//! The `ttl` of a profile kind: a profile that nobody writes for that long expires.
+//!
+//! Every write moves the expiry on, at most once per tick: an hour, or a sixty-fourth of a short
+//! `ttl`. The expiries that the policy sets are marked: one millisecond past a full ten seconds
+//! (or a full sixty-fourth of a short `ttl`). By the mark they are told from an expiry that a client
+//! has chosen with EXPIRE, which the policy leaves alone; so nothing has to be remembered across
+//! restarts. One expiry in ten thousand that a client chooses by EXPIRE bears the mark by chance
+//! and is then moved by the next write; EXPIREAT, in whole seconds, never does.
+
+use std::{hash::BuildHasher, time::Duration};
+
+use super::expiries::Expiries;
+
+/// The mark of a policy expiry: its remainder by the unit.
+const MARK_MS: u64 = 1;
+const UNIT_MS_MAX: u64 = 10_000;
+const TICK_MS_MAX: u64 = 3_600_000;
+/// The bits of an entry that hold the tick.
+const TICK_MASK: u64 = 0xffff;
+/// Profiles whose latest tick is remembered, so that most writes need not ask: as many as fit
+/// into half a megabyte, and up to eight megabytes when that is too little.
+const REMEMBERED_MIN: usize = 1 << 16;
+const REMEMBERED_MAX: usize = 1 << 20;
+/// Places that one profile may have: eight of eight bytes are one line of the processor's cache.
+const WAYS: usize = 8;
+
+/// An expiry that the policy asks for, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) at: u64,
+    /// Policy expiries are marked by their remainder by it.
+    unit: u64,
+    /// An expiry of the policy is moved by no less.
+    tick: u64,
+}
+
+impl Due {
+    /// Tells whether the expiry that is there gives way; `None` is no expiry.
+    pub(super) fn moves(&self, old: Option<u64>) -> bool {
+        old.is_none_or(|old| old + self.tick <= self.at && old % self.unit == MARK_MS)
+    }
+
+    /// Returns the arguments of `script::RETAIN`.
+    pub(super) fn arguments(&self) -> [u64; 4] {
+        [self.at, self.unit, MARK_MS, self.tick]
+    }
+}
+
+/// Remembers, per profile, in which tick the policy was last applied.
+///
+/// ```text
+///   63            16 15      0
+///  ┌────────────────┬────────┐   the tick modulo 65,536; ticks that far apart are never alive
+///  │ hash of key    │  tick  │   together. A bucket is eight of them, chosen by the hash.
+///  └────────────────┴────────┘
+/// ```
+pub(in crate::dispatch) struct Retention {
+    hasher: foldhash::quality::RandomState,
+    applied: Vec<[u64; WAYS]>,
+    /// Profiles of the present tick that had to make room since the table last grew.
+    displaced: usize,
+    /// The expiries that are there, whoever has set them.
+    pub(in crate::dispatch) known: Expiries,
+}
+
+impl Retention {
+    pub(in crate::dispatch) fn new() -> Self {
+        let hasher = foldhash::quality::RandomState::default();
+        Self { hasher, applied: Vec::new(), displaced: 0, known: Expiries::new() }
+    }
+
+    /// Returns the expiry to ask for behind a write, or nothing if a write of the same tick has asked
+    /// already.
+    ///
+    /// A profile that had to make room costs one question too many. One question too few takes two
+    /// profiles of one bucket with the same 48 bits of hash.
+    pub(super) fn due(&mut self, key: &[u8], ttl: Duration, now_ms: u64) -> Option<Due> {
+        let ttl_ms = ttl.as_millis() as u64;
+        let tick = (ttl_ms / 64).clamp(2, TICK_MS_MAX);
+        let unit = tick.min(UNIT_MS_MAX);
+        let mark = self.hash(key) | (now_ms / tick) & TICK_MASK;
+        if self.remembers(mark) {
+            return None;
+        }
+        self.remember(mark);
+        let at = (now_ms + ttl_ms) / unit * unit + MARK_MS;
+        Some(Due { at, unit, tick })
+    }
+
+    /// Forgets a profile whose expiry may have gone: it was deleted, or a client has changed it.
+    pub(in crate::dispatch) fn forget(&mut self, key: &[u8]) {
+        let hash = self.hash(key);
+        let bucket = self.bucket(hash);
+        for mark in bucket.into_iter().flatten().filter(|mark| **mark & !TICK_MASK == hash) {
+            *mark = 0;
+        }
+    }
+
+    fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key) & !TICK_MASK
+    }
+
+    /// The bucket of a hash: by its upper bits, since the lower ones hold the tick.
+    fn bucket(&mut self, hash: u64) -> Option<&mut [u64; WAYS]> {
+        let place = (hash >> 16) as usize & self.applied.len().wrapping_sub(1);
+        self.applied.get_mut(place)
+    }
+
+    fn remembers(&mut self, mark: u64) -> bool {
+        self.bucket(mark).is_some_and(|bucket| bucket.contains(&mark))
+    }
+
+    /// Enters a profile in place of its former tick, of another one's former tick, or of whatever
+    /// has been there for longest.
+    fn remember(&mut self, mark: u64) {
+        let full = self.displaced > self.applied.len() * WAYS / 16;
+        if self.applied.is_empty() || full && self.applied.len() * WAYS < REMEMBERED_MAX {
+            self.grow();
+        }
+        let tick = mark & TICK_MASK;
+        let Some(bucket) = self.bucket(mark) else { return };
+        let same = bucket.iter().position(|old| old & !TICK_MASK == mark & !TICK_MASK);
+        let stale = || bucket.iter().position(|old| old & TICK_MASK != tick);
+        let place = same.or_else(stale).unwrap_or(WAYS - 1);
+        let displaced = bucket.get(place).is_some_and(|old| *old != 0 && old & TICK_MASK == tick);
+        bucket[..=place].rotate_right(1);
+        bucket[0] = mark;
+        self.displaced += usize::from(displaced);
+    }
+
+    /// Doubles the table and lets everything in it move to where it belongs.
+    fn grow(&mut self) {
+        let buckets = (self.applied.len() * 2).max(REMEMBERED_MIN / WAYS);
+        let old = std::mem::replace(&mut self.applied, vec![[0; WAYS]; buckets]);
+        self.displaced = 0;
+        for mark in old.into_iter().flatten().filter(|mark| *mark != 0) {
+            self.remember(mark);
+        }
+    }
+
+    /// Forgets what was applied: the link was lost, and nobody knows what was applied.
+    pub(in crate::dispatch) fn forget_all(&mut self) {
+        self.applied.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_MS: u64 = TICK_MS_MAX;
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    #[test]
+    fn writes_within_an_hour_ask_once() {
+        let mut retention = Retention::new();
+        let start = 500_000 * HOUR_MS + 10;
+        let Due { at, unit, .. } = retention.due(b"user:1", YEAR, start).unwrap();
+        assert_eq!(at % unit, MARK_MS);
+        let late = start + YEAR.as_millis() as u64 - at;
+        assert!(late < 10_000, "{late} milliseconds early");
+        assert_eq!(retention.due(b"user:1", YEAR, start + 1000), None);
+        assert!(retention.due(b"user:2", YEAR, start).is_some());
+        assert!(retention.due(b"user:1", YEAR, start + HOUR_MS).unwrap().at > at);
+    }
+
+    #[test]
+    fn an_expiry_of_the_policy_moves_by_a_tick_and_a_clients_own_never() {
+        let due = Retention::new().due(b"user:1", YEAR, 500_000 * HOUR_MS).unwrap();
+        assert!(due.moves(None));
+        assert!(due.moves(Some(due.at - HOUR_MS)));
+        assert!(!due.moves(Some(due.at - HOUR_MS / 2)));
+        assert!(!due.moves(Some(due.at - HOUR_MS - 1)), "it does not bear the mark");
+    }
+
+    #[test]
+    fn many_profiles_ask_hardly_more_than_once_each() {
+        let mut retention = Retention::new();
+        for (profiles, asked_max) in [(10_000, 10_000), (300_000, 360_000)] {
+            let mut asked = 0;
+            for _ in 0..4 {
+                for profile in 0..profiles {
+                    let key = format!("user:{profile}");
+                    asked += usize::from(retention.due(key.as_bytes(), YEAR, HOUR_MS).is_some());
+                }
+            }
+            assert!(asked <= asked_max, "{profiles} profiles asked {asked} times");
+        }
+        assert!(retention.applied.len() * WAYS <= REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn a_profile_that_was_deleted_is_asked_about_again() {
+        let mut retention = Retention::new();
+        assert!(retention.due(b"user:1", YEAR, HOUR_MS).is_some());
+        retention.forget(b"user:1");
+        assert!(retention.due(b"user:1", YEAR, HOUR_MS).is_some());
+    }
+}
