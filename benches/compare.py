@@ -177,18 +177,19 @@ def preload(endpoint):
 
 
 def cpu_seconds(process):
-    with open(f"/proc/{process.pid}/stat") as file:
+    """Processor time of a process, by its number."""
+    with open(f"/proc/{process}/stat") as file:
         fields = file.read().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(endpoint, clients, pipeline, requests, command):
-    before = cpu_seconds(endpoint.process), cpu_seconds(endpoint.redis)
+    before = cpu_seconds(endpoint.process.pid), cpu_seconds(endpoint.redis.pid)
     run = subprocess.run(
         ["redis-benchmark", "-p", str(endpoint.port), "-n", str(requests), "-c", str(clients), "-P", str(pipeline),
          "-r", str(KEYS), "--csv", *endpoint.login, *command], capture_output=True, text=True, timeout=300)
     own, redis = (after - start for after, start in
-                  zip((cpu_seconds(endpoint.process), cpu_seconds(endpoint.redis)), before))
+                  zip((cpu_seconds(endpoint.process.pid), cpu_seconds(endpoint.redis.pid)), before))
     rows = list(csv.reader(io.StringIO(run.stdout)))
     if len(rows) < 2:
         sys.exit(f"redis-benchmark failed at {endpoint.name}: {run.stdout[-300:]} {run.stderr[-300:]}")

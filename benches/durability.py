@@ -2,8 +2,8 @@
 """What durability costs and how long it takes: three figures.
 
 1. Writes acknowledged per second with sync = os, everysec and always.
-2. Changes per second that reach PostgreSQL, against raw SQL that makes such rows inside the server, in
-   batches of the same size, in the same tables; on profiles that are all different, and on ten hot ones.
+2. Changes per second that reach PostgreSQL, against raw SQL of the same batches (replay.py): on profiles that
+   are all different, and on ten hot ones.
 3. The time from kill -9 until the proxy serves again, with many changes that the database does not have.
 
 To let changes pile up, another session holds the lock of the cursor that every delivery moves.
@@ -11,37 +11,16 @@ To let changes pile up, another session holds the lock of the cursor that every 
 usage: benches/durability.py [--changes N] [--undelivered N] [--proxy BINARY] [--out FILE]
 """
 
-import argparse, os, shutil, signal, socket, subprocess, sys, tempfile, time
+import argparse, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
-import compare
-
-BATCH = 2000  # changes in a transaction: half of batch_records_max, as each has an intent
-FIELDS = '{"department": "Engineering", "role": "Developer", "login_count": "12"}'
-RAW_SQL = """
-set search_path to raw;
-do $$ begin for batch in 0..{batches} - 1 loop
-    insert into history (source, sequence, key, kind, at, actor, command, changed, removed, deleted, cleared,
-            expires_at, persisted)
-        select 'raw', batch * {size} + n, 'user:' || lpad(((batch * {size} + n) % {keys})::text, 12, '0'), 'user', now(),
-            '', 'hset', '{fields}', '{{}}', false, false, now() + interval '1 year', false
-        from generate_series(1, {size}) n;
-    insert into profiles as p (key, kind, fields, expires_at, updated_at, source, sequence)
-        select distinct on (1) 'user:' || lpad(((batch * {size} + n) % {keys})::text, 12, '0') collate "C", 'user',
-            '{fields}'::jsonb, now() + interval '1 year', now(), 'raw', n
-        from generate_series(1, {size}) n order by 1
-        on conflict (key) do update set fields = p.fields || excluded.fields, expires_at = excluded.expires_at,
-            updated_at = excluded.updated_at, sequence = excluded.sequence;
-    commit;
-end loop; end $$;
-"""
-
+import compare, replay
 
 class Rig:
     """One proxy with its own Redis and its own database, and a way to hold deliveries up."""
 
     def __init__(self, servers, binary, postgres, name, settings=""):
         self.servers, self.binary, self.name = servers, binary, name
-        self.server, self.database = postgres.rsplit("/", 1)[0], name
+        self.server, self.database, self.data = postgres.rsplit("/", 1)[0], name, os.path.join(servers.folder, name)
         self.sql(f'create database "{name}"', "postgres")
         self.redis_port, _ = compare.start_redis(servers)
         self.port, self.admin = compare.free_port(), compare.free_port()
@@ -56,12 +35,12 @@ class Rig:
         while compare.metric(self.admin, "profile_proxy_sink_up") != 1:
             time.sleep(0.02)
 
-    def start(self):
+    def start(self, server=None):
         begun = time.monotonic()
         self.process = self.servers.start(
             [self.binary, "--config", self.config, "--listen", f"127.0.0.1:{self.port}", "--admin",
-             f"127.0.0.1:{self.admin}", "--data-dir", os.path.join(self.servers.folder, self.name), "--upstream",
-             f"redis://127.0.0.1:{self.redis_port}", "--database", f"{self.server}/{self.database}"], self.port)
+             f"127.0.0.1:{self.admin}", "--data-dir", self.data, "--upstream",
+             f"redis://127.0.0.1:{self.redis_port}", "--database", f"{server or self.server}/{self.database}"], self.port)
         return begun
 
     def sql(self, text, database=None):
@@ -96,9 +75,13 @@ class Rig:
         waiting = compare.metric(self.admin, "profile_proxy_sink_waiting_records")
         return 1 if waiting is None else waiting
 
-    def settle(self):
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def settle(self, pause=0.02):
         while self.waiting() > 0:
-            time.sleep(0.02)
+            time.sleep(pause)
 
     def ask(self, command):
         """Asks until there is an answer that is not an error."""
@@ -132,33 +115,106 @@ def sync_modes(servers, binary, postgres, changes):
             "| sync | no pipelining | pipeline 16 |", "|---|---|---|", *lines, ""]
 
 
-def sink(servers, binary, postgres, changes):
-    rig = Rig(servers, binary, postgres, "sink")
-    lines = []
-    for title, keys in (("all different", changes), ("ten hot ones", 10)):
-        rig.sql("drop schema if exists raw cascade; create schema raw; set search_path to raw;"
-                "create table profiles (like profile_proxy.profiles including all);"
-                "create table history (like profile_proxy.history including all);")
-        # The rows are there before, so that both sides update.
+class Batches:
+    """Changes that wait in a journal, and the database that lacks them; copies of both for each run."""
+
+    def __init__(self, servers, binary, postgres, changes, keys):
+        self.changes, self.port = changes, int(postgres.rsplit(":", 1)[1].split("/")[0])
+        self.rig = rig = Rig(servers, binary, postgres, f"sink_{keys}")
+        # The rows are there before, so that all sides update.
         rig.load(changes, keys)
         rig.settle()
-        rig.sql("set search_path to raw; insert into profiles select * from profile_proxy.profiles; checkpoint; analyze;")
         holder = rig.hold()
         rig.load(changes, keys)
-        begun = time.monotonic()
+        rig.kill()
         rig.let_go(holder)
-        rig.settle()
-        own = changes / (time.monotonic() - begun)
-        rig.sql("checkpoint;")
+        while rig.sql(f"select 1 from pg_stat_activity where datname = '{rig.name}'", "postgres"):
+            time.sleep(0.05)
+        rig.sql("vacuum analyze", rig.name)
+        self.recording = self.record()
+
+    def copy(self):
+        self.rig.database = self.rig.name + "_run"
+        self.rig.sql(f'create database "{self.rig.database}" template "{self.rig.name}"', "postgres")
+        self.rig.sql("checkpoint", "postgres")
+
+    def drop(self):
+        self.rig.sql(f'drop database "{self.rig.database}" with (force)', "postgres")
+
+    def start(self, server=None):
+        self.rig.data = os.path.join(self.rig.servers.folder, self.rig.database)
+        shutil.copytree(os.path.join(self.rig.servers.folder, self.rig.name), self.rig.data)
+        self.rig.start(server)
+
+    def stop(self):
+        self.rig.kill()
+        shutil.rmtree(self.rig.data)
+        self.drop()
+
+    def record(self):
+        relay = replay.Relay(self.port)
+        self.copy()
+        self.start(f"postgres://postgres@127.0.0.1:{relay.port}")
+        self.rig.settle()
+        self.stop()
+        return relay.close()
+
+    def deliver(self):
+        """Seconds, and processor time of the proxy and of PostgreSQL, per change."""
+        self.copy()
+        holder = self.rig.hold()
+        self.start()
+        waiting = f"select pid from pg_stat_activity where datname = '{self.rig.database}' and wait_event_type = 'Lock'"
+        while not (found := self.rig.sql(waiting, "postgres")):
+            time.sleep(0.05)
+        before = compare.cpu_seconds(self.rig.process.pid), compare.cpu_seconds(int(found))
         begun = time.monotonic()
-        rig.sql(RAW_SQL.format(batches=changes // BATCH, size=BATCH, keys=keys, fields=FIELDS))
-        raw = changes / (time.monotonic() - begun)
-        lines.append(f"| {title} | {own:,.0f} | {raw:,.0f} | {own / raw:.2f} |")
-    rig.process.terminate()
-    rig.process.wait(20)
-    return [f"Changes per second into PostgreSQL, {changes:,} changes of three fields:", "",
-            "| profiles | profile-proxy | raw SQL | ratio |", "|---|---|---|---|", *lines, "",
-            "The raw SQL makes its rows inside the server: nobody has to read, encode or send them, so it is an upper bound.", ""]
+        self.rig.let_go(holder)
+        # Each look costs processor time, which is what both sides are short of.
+        self.rig.settle(0.1)
+        seconds = time.monotonic() - begun
+        after = compare.cpu_seconds(self.rig.process.pid), compare.cpu_seconds(int(found))
+        self.stop()
+        return [each / self.changes for each in (seconds, after[0] - before[0], after[1] - before[1])]
+
+    def replay(self, recording):
+        self.copy()
+        client = replay.Client(self.port, self.rig.database)
+        before = compare.cpu_seconds(client.process)
+        seconds = client.replay(recording)
+        after = compare.cpu_seconds(client.process)
+        client.socket.close()
+        self.drop()
+        return [each / self.changes for each in (seconds, 0, after - before)]
+
+
+def sink(servers, binary, postgres, changes, rounds):
+    lines, rates = [], []
+    for title, keys in (("all different", changes), ("ten hot ones", 10)):
+        batches = Batches(servers, binary, postgres, changes, keys)
+        history = batches.recording.without_profiles()
+        figures = []
+        for turn in range(rounds):
+            runs = [batches.deliver, lambda: batches.replay(batches.recording), lambda: batches.replay(history)]
+            done = {place: runs[place]() for place in (range(3) if turn % 2 == 0 else reversed(range(3)))}
+            figures.append([done[place] for place in range(3)])
+        (own, proxy, backend), (raw, _, raw_backend), (alone, _, _) = (
+            [statistics.median(row[side][figure] for row in figures) for figure in range(3)] for side in range(3))
+        ratio = statistics.median(row[1][0] / row[0][0] for row in figures)
+        lines.append(f"| {title} | {1 / own:,.0f} ({proxy * 1e6:.1f}; {backend * 1e6:.1f}) | {1 / raw:,.0f} "
+                     f"({raw_backend * 1e6:.1f}) | {ratio:.2f} | {1 / alone:,.0f} |")
+        rates.append((1 / own, 1 / alone))
+        bytes, count = batches.recording.bytes(), len(batches.recording.transactions)
+        print(f"{title}: {count} transactions, {bytes / changes:.0f} bytes per change", figures, file=sys.stderr)
+    return [f"Changes per second into PostgreSQL, {changes:,} changes of three fields, medians of {rounds} rounds; in "
+            "brackets the processor time per change, in microseconds, of the proxy and of PostgreSQL:", "",
+            "| profiles | profile-proxy | raw SQL | ratio | history alone |", "|---|---|---|---|---|", *lines, "",
+            "The raw SQL is what the proxy says to PostgreSQL for these very changes, recorded and said again to a copy of the "
+            "database as it was before: the same statements, rows and transactions over one connection, laid out before the "
+            "clock starts, each transaction sent at once. *History alone* leaves out what it says about the state of the "
+            "profiles: one row per change stays, however hot a profile is, which binds the hot ones to "
+            f"{rates[1][1] / rates[0][0]:.1f} times the rate of different ones. Keys are drawn at random: of those that are "
+            "all different, 37% are new to the database.", ""]
 
 
 def recovery(servers, binary, postgres, undelivered):
@@ -168,8 +224,7 @@ def recovery(servers, binary, postgres, undelivered):
     holder = rig.hold()
     rig.load(undelivered, 10_000)
     waiting = rig.waiting()
-    rig.process.send_signal(signal.SIGKILL)
-    rig.process.wait()
+    rig.kill()
     begun = rig.start()
     rig.ask(b"PING\r\n")
     ping = time.monotonic() - begun
@@ -185,6 +240,8 @@ def recovery(servers, binary, postgres, undelivered):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=5, help="of the deliveries against raw SQL")
+    parser.add_argument("--only", choices=("sync", "sink", "recovery"), help="one of the figures")
     parser.add_argument("--undelivered", type=int, default=1_000_000)
     parser.add_argument("--proxy", default=os.path.join(compare.HERE, "../target/release/profile-proxy"))
     parser.add_argument("--out", help="write the figures as Markdown")
@@ -193,9 +250,13 @@ def main():
     servers, binary = compare.Servers(folder), os.path.abspath(options.proxy)
     try:
         postgres = compare.start_postgres(servers)
-        lines = sync_modes(servers, binary, postgres, options.changes)
-        lines += sink(servers, binary, postgres, options.changes)
-        lines += recovery(servers, binary, postgres, options.undelivered)
+        lines = []
+        if options.only in (None, "sync"):
+            lines += sync_modes(servers, binary, postgres, options.changes)
+        if options.only in (None, "sink"):
+            lines += sink(servers, binary, postgres, options.changes, options.rounds)
+        if options.only in (None, "recovery"):
+            lines += recovery(servers, binary, postgres, options.undelivered)
         text = "\n".join(lines) + "\n"
         print(text)
         if options.out:

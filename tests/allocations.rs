@@ -54,7 +54,7 @@ fn start_proxy(folder: &std::path::Path, redis: u16) -> u16 {
     let (port, admin) = (free_port(), free_port());
     let shipped = include_str!("../config/profile-proxy.toml");
     let late = shipped.replace("linger = \"10ms\"", "linger = \"1h\"");
-    let late = late.replace("batch_records_max = 4000", "batch_records_max = 100000000");
+    let late = late.replace("batch_records_max = 16000", "batch_records_max = 100000000");
     assert_eq!(late.matches("1h\"").count() + late.matches("= 100000000").count(), 2);
     let file = folder.join("profile-proxy.toml");
     std::fs::write(&file, late).unwrap();

@@ -40,7 +40,7 @@ use crate::{
     outside::Listener,
     schema::{FieldType, Rule, Schema},
     sinks::{
-        self, ColumnType, Database, Delivery, DeliveryError, History, KindColumns, Lookup,
+        self, ColumnType, Database, Delivery, DeliveryError, History, KindColumns, Lookup, Pace,
         SinkError,
     },
 };
@@ -119,7 +119,9 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     if config.journal.sync == SyncMode::Os {
         runtime.block_on(skip_lost_tail(&mut opened, &database))?;
     }
-    let mut delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+    let delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+    // This thread becomes the worker.
+    let mut delivery = delivery.with_pace(Pace::of_this_thread());
     starting.shows.replays(opened.journal.clone(), delivery.status());
     let embedded = match &config.upstream {
         UpstreamAddress::Embedded => Some(runtime.block_on(restore(&mut delivery, &database))?),

@@ -112,6 +112,7 @@ fn the_shipped_file_names_every_setting() {
                 batch_records_max: _,
                 batch_bytes_max: _,
                 linger: _,
+                give_way_max: _,
                 connections: _,
                 timeout: _,
                 retry_delay_max: _,

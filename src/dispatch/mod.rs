@@ -251,7 +251,7 @@ impl Proxy {
             }
         }
         self.memory.iter().for_each(|memory| memory.end_batch());
-        client.flush();
+        client.end_batch();
     }
 
     /// Tells whether a client may do more than log in.

@@ -12,11 +12,13 @@ use std::rc::Rc;
 
 use super::{
     Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, answer::client_command,
-    client::Profiles, now_ms, slot::Part, write::has_pairs,
+    client::Profiles, now_ms, private::is_taken_up, slot::Part, write::check::Guard,
+    write::has_pairs,
 };
 use crate::{
-    command::{self, Local, Refusal, Route, Spec, Transaction},
+    command::{self, Local, ProfileWrite, Refusal, Route, Spec, Transaction},
     resp::{Limits, Request, Scanner},
+    schema::Kind,
     upstream::{Batch, Lane, LinkState},
 };
 
@@ -28,7 +30,9 @@ const QUEUED_BYTES_MAX: usize = 256 << 20;
 pub struct Queue {
     /// The requests as canonical RESP, one behind the other.
     bytes: Vec<u8>,
-    count: usize,
+    /// What the check of each has left to be decided. It is not checked again: what `warn` mode lets
+    /// pass is counted once.
+    guards: Vec<Guard>,
     /// A command was refused, so EXEC will be.
     aborted: bool,
 }
@@ -99,6 +103,10 @@ impl Proxy {
         if spec.route != Route::Transaction(Transaction::Exec) {
             return Err(CommandError::WrongArity(spec.name));
         }
+        // Redis answers with the same words, and lets go what is watched.
+        if is_taken_up(client) {
+            return self.run_errand(client, spec.name, Errand::default());
+        }
         client.session.borrow_mut().queue = None;
         self.refuse(client, &CommandError::ExecArity);
         Ok(self.unwatch(client))
@@ -139,7 +147,8 @@ impl Proxy {
     /// Lets go what is watched, if anything is; the client has its answer already.
     pub(super) fn unwatch(&self, client: &Client) -> Step {
         self.unwatch_embedded(client);
-        if !client.hold.get().watching {
+        // A link that is taken up by subscriptions takes no UNWATCH.
+        if !client.hold.get().watching || is_taken_up(client) {
             return Step::Next;
         }
         client.note(|hold| hold.watching = false);
@@ -167,27 +176,32 @@ impl Proxy {
         if let Some(step) = self.check_subcommand(client, spec, request)? {
             return Ok(step);
         }
-        self.enqueue(client, request, self.check_queued(client, spec, request))
+        let verdict = match self.captured(client, spec, request) {
+            Some((write, kind)) => self.check_write(spec, kind, write, request),
+            None => self.check_queued(client, spec, request).map(|()| Guard::None),
+        };
+        self.enqueue(client, request, verdict)
     }
 
-    /// Tells whether a command that the table does not know is queued. Redis finds out whether it
-    /// knows it when the transaction is sent, and aborts it if not.
-    pub(super) fn queues_unknown(&self, client: &Client) -> bool {
-        client.session.borrow().queue.is_some() && self.goes_apart(client)
-    }
-
-    /// In another database there are no profiles that it could be about.
-    pub(super) fn check_unknown(
+    /// Returns what a queued command writes to a profile, if it is a write that is recorded.
+    fn captured(
         &self,
         client: &Client,
+        spec: &'static Spec,
         request: &Request<'_>,
-    ) -> Result<(), CommandError> {
+    ) -> Option<(ProfileWrite, &Kind)> {
         let elsewhere = client.hold.get().database.is_some();
-        let is_profile = |argument| self.schema.kind_of(argument).is_some();
-        match !elsewhere && request.arguments(1).any(is_profile) {
-            true => Err(CommandError::UnknownOnProfiles),
-            false => Ok(()),
+        match spec.route {
+            Route::Profile(write) if !elsewhere && has_pairs(write, request) => {
+                self.profile_of(spec, request).map(|kind| (write, kind))
+            }
+            _ => None,
         }
+    }
+
+    /// Tells whether a command that the table does not know is queued for the private link.
+    pub(super) fn queues_unknown(&self, client: &Client) -> bool {
+        client.session.borrow().queue.is_some() && self.goes_apart(client)
     }
 
     /// Queues a request unless there is something wrong with it.
@@ -195,7 +209,7 @@ impl Proxy {
         &self,
         client: &Rc<Client>,
         request: &Request<'_>,
-        verdict: Result<(), CommandError>,
+        verdict: Result<Guard, CommandError>,
     ) -> Result<Step, CommandError> {
         let mut session = client.session.borrow_mut();
         let Some(queue) = &mut session.queue else { return Ok(Step::Next) };
@@ -203,12 +217,14 @@ impl Proxy {
             queue.aborted = true;
             return Err(CommandError::TransactionTooLarge);
         }
-        if let Err(error) = verdict {
-            queue.aborted = true;
-            return Err(error);
+        match verdict {
+            Ok(guard) => queue.guards.push(guard),
+            Err(error) => {
+                queue.aborted = true;
+                return Err(error);
+            }
         }
         queue.bytes.extend_from_slice(request.bytes());
-        queue.count += 1;
         drop(session);
         self.reply(client, |reply| reply.simple("QUEUED"));
         Ok(Step::Next)
@@ -241,21 +257,17 @@ impl Proxy {
             Route::Local(Local::Acl) => self.check_acl(request),
             Route::Local(_) | Route::Transaction(_) => Err(CommandError::NotInTransaction),
             Route::Profile(_) | Route::Forward if elsewhere => self.check_elsewhere(spec, request),
-            Route::Profile(write) => match self.profile_of(spec, request) {
-                Some(kind) if has_pairs(write, request) => {
-                    self.check(kind, write, request)?;
-                    self.room()
-                }
-                // Redis finds the missing half of a pair when it runs the command.
-                Some(_) => Ok(()),
-                None => self.check_forward(spec, request),
-            },
-            // A blocking command does not block inside a transaction.
+            // Redis finds the missing half of a pair when it runs the command.
+            Route::Profile(_) if self.profile_of(spec, request).is_some() => Ok(()),
+            // Nothing blocks inside a transaction.
+            Route::Private(command::Private::Wait) => Ok(()),
             Route::Private(_) if spec.access == command::Access::Neither => {
                 Err(CommandError::NotInTransaction)
             }
             Route::Private(_) if elsewhere => Ok(()),
-            Route::Forward | Route::Private(_) => self.check_forward(spec, request),
+            Route::Profile(_) | Route::Forward | Route::Private(_) => {
+                self.check_forward(spec, request)
+            }
             Route::Flush if elsewhere && spec.name == "flushdb" => Ok(()),
             Route::Flush if elsewhere || client.hold.get().watching => {
                 Err(CommandError::NotInTransaction)
@@ -271,10 +283,7 @@ impl Proxy {
     fn exec(&self, client: &Rc<Client>, queue: &Queue) -> Result<(), CommandError> {
         match &self.upstream {
             Upstream::Redis(lane) => self.exec_lane(lane, client, queue),
-            Upstream::Embedded(_) => {
-                self.exec_embedded(client, queue);
-                Ok(())
-            }
+            Upstream::Embedded(_) => self.exec_embedded(client, queue),
         }
     }
 
@@ -309,10 +318,10 @@ impl Proxy {
         batch: &mut Batch<Slot>,
         apart: bool,
     ) -> Vec<Part> {
-        let mut parts = Vec::with_capacity(queue.count);
+        let mut parts = Vec::with_capacity(queue.len());
         batch.bytes.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
-        queue.for_each(|spec, request| {
-            parts.push(self.encode_queued(client, spec, request, batch, apart));
+        queue.for_each(|spec, request, guard| {
+            parts.push(self.encode_queued(client, spec, request, guard, batch, apart));
         });
         batch.bytes.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
         parts
@@ -324,11 +333,12 @@ impl Proxy {
         client: &Rc<Client>,
         spec: Option<&'static Spec>,
         request: &Request<'_>,
+        guard: Guard,
         batch: &mut Batch<Slot>,
         apart: bool,
     ) -> Part {
         let elsewhere = client.hold.get().database.is_some();
-        let plan = match spec.map(|spec| (spec, spec.route)) {
+        let captured = match spec.map(|spec| (spec, spec.route)) {
             // A flush is captured on the lane only, so none is queued for a private link.
             Some((_, Route::Flush)) if apart && !elsewhere => {
                 return Part::Refused(CommandError::NotInTransaction);
@@ -343,22 +353,15 @@ impl Proxy {
                 }
                 return part;
             }
-            Some((spec, Route::Profile(write))) if !elsewhere && has_pairs(write, request) => {
-                self.profile_of(spec, request).map(|kind| self.plan(spec, write, request, kind))
-            }
-            _ => None,
+            Some((spec, _)) => self.captured(client, spec, request).map(|write| (spec, write)),
+            None => None,
         };
-        match plan {
-            Some(Ok(plan)) if apart => Part::Write(self.encode(client, &plan.apart(), batch)),
-            Some(Ok(plan)) => Part::Write(self.encode(client, &plan, batch)),
-            // It was allowed when it was queued; whatever has changed since, a write to a profile
-            // never goes out unless it is captured.
-            Some(Err(error)) => Part::Refused(error),
-            None => {
-                batch.bytes.extend_from_slice(request.bytes());
-                Part::Forward
-            }
-        }
+        let Some((spec, (write, kind))) = captured else {
+            batch.bytes.extend_from_slice(request.bytes());
+            return Part::Forward;
+        };
+        let plan = self.plan(spec, write, request, kind, guard);
+        Part::Write(self.encode(client, &if apart { plan.apart() } else { plan }, batch))
     }
 
     /// What of a transaction the proxy answers itself, in part or whole.
@@ -384,19 +387,28 @@ impl Proxy {
 
     /// On the embedded store nothing can come in between anyway: the commands run one by one, and
     /// their replies become the elements of one.
-    fn exec_embedded(&self, client: &Rc<Client>, queue: &Queue) {
+    fn exec_embedded(&self, client: &Rc<Client>, queue: &Queue) -> Result<(), CommandError> {
         if self.unwatch_embedded(client) {
-            return self.reply(client, |reply| reply.null_array());
+            self.reply(client, |reply| reply.null_array());
+            return Ok(());
         }
-        self.outcome.borrow_mut().begin_array(client, queue.count);
-        queue.for_each(|spec, request| {
+        self.room()?;
+        self.outcome.borrow_mut().begin_array(client, queue.len());
+        queue.for_each(|spec, request, guard| {
             // What the store does not know is never queued.
             let Some(spec) = spec else { return };
-            if let Err(error) = self.carry(client, spec, request) {
+            let carried = match self.captured(client, spec, request) {
+                Some((write, kind)) => {
+                    self.write_checked(client, spec, write, request, kind, guard)
+                }
+                None => self.carry(client, spec, request).map(drop),
+            };
+            if let Err(error) = carried {
                 self.refuse(client, &error);
             }
         });
-        client.join_replies(queue.count);
+        client.join_replies(queue.len());
+        Ok(())
     }
 }
 
@@ -408,7 +420,7 @@ impl Queue {
 
     /// Returns the number of commands.
     pub(super) fn len(&self) -> usize {
-        self.count
+        self.guards.len()
     }
 
     /// Returns the bytes of their requests.
@@ -418,13 +430,15 @@ impl Queue {
 
     /// Goes through the commands again; they were whole when they were queued. One that the table
     /// does not know was found to be harmless.
-    pub(super) fn for_each(&self, mut run: impl FnMut(Option<&'static Spec>, &Request<'_>)) {
+    pub(super) fn for_each(&self, mut run: impl FnMut(Option<&'static Spec>, &Request<'_>, Guard)) {
         let mut scanner = Scanner::new(Limits::default());
         let mut rest = self.bytes.as_slice();
+        let mut guards = self.guards.iter().copied();
         while let Ok(Some(length)) = scanner.scan(rest) {
             let (bytes, after) = rest.split_at_checked(length).unwrap_or_default();
             let request = scanner.request(bytes);
-            run(command::find(request.argument(0)), &request);
+            let guard = guards.next().unwrap_or_default();
+            run(command::find(request.argument(0)), &request, guard);
             rest = after;
         }
     }

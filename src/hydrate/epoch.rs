@@ -2,11 +2,12 @@
 //! one.
 //!
 //! ```text
-//! profile-proxy epoch 1
+//! profile-proxy epoch 2
 //! run_id 7d4c...          INFO server
 //! replication_id 91aa...  INFO replication
 //! role master
 //! eviction noeviction     '-' where Redis does not tell
+//! cached session          kinds of profiles that Redis may lack, '-' for none
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
 //! settled true            every profile was checked in this epoch
 //! truth database          who is right where both sides differ while it is not
@@ -23,7 +24,7 @@ use std::{
 
 use super::Truth;
 
-const HEAD: &str = "profile-proxy epoch 1";
+const HEAD: &str = "profile-proxy epoch 2";
 
 /// What tells one life of Redis from another.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,6 +37,9 @@ pub struct Epoch {
     pub role: String,
     /// `maxmemory-policy`, where there is a limit for it; a change of it may have cost keys.
     pub eviction: Option<String>,
+    /// The kinds of profiles that Redis may lack (`cache_ttl`), with a space between them. One that
+    /// is expected to be there from now on may be missing.
+    pub cached: String,
 }
 
 impl Epoch {
@@ -76,21 +80,23 @@ impl EpochRecord {
         let replication_id = take("replication_id")?;
         let role = take("role")?;
         let eviction = Some(take("eviction")?).filter(|policy| policy != "-");
+        let cached = Some(take("cached")?).filter(|kinds| kinds != "-").unwrap_or_default();
         let first_ticket = take("first_ticket")?.parse().ok()?;
         let settled = take("settled")?.parse().ok()?;
         let truth = Truth::named(&take("truth")?)?;
-        let epoch = Epoch { run_id, replication_id, role, eviction };
+        let epoch = Epoch { run_id, replication_id, role, eviction, cached };
         Some(Self { epoch, first_ticket, settled, truth })
     }
 
     fn text(&self) -> String {
         let Self { epoch, first_ticket, settled, truth } = self;
         let truth = truth.name();
-        let Epoch { run_id, replication_id, role, eviction } = epoch;
+        let Epoch { run_id, replication_id, role, eviction, cached } = epoch;
+        let cached = if cached.is_empty() { "-" } else { cached };
         let eviction = eviction.as_deref().unwrap_or("-");
         format!(
             "{HEAD}\nrun_id {run_id}\nreplication_id {replication_id}\nrole {role}\n\
-             eviction {eviction}\nfirst_ticket {first_ticket}\nsettled {settled}\n\
+             eviction {eviction}\ncached {cached}\nfirst_ticket {first_ticket}\nsettled {settled}\n\
              truth {truth}\n"
         )
     }
@@ -142,6 +148,7 @@ mod tests {
             replication_id: String::new(),
             role: "master".into(),
             eviction: Some("allkeys-lru".into()),
+            cached: "session token".into(),
         };
         EpochRecord { epoch, first_ticket: 1042, settled: true, truth: Truth::Database }
     }
@@ -154,7 +161,7 @@ mod tests {
         let record = record();
         file.write(&record).unwrap();
         assert_eq!(file.read(), Some(record.clone()));
-        let epoch = Epoch { eviction: None, ..record.epoch };
+        let epoch = Epoch { eviction: None, cached: String::new(), ..record.epoch };
         let later = EpochRecord { epoch, first_ticket: 2000, settled: false, truth: Truth::Redis };
         file.write(&later).unwrap();
         assert_eq!(file.read(), Some(later));
@@ -173,5 +180,11 @@ mod tests {
         let nameless = Epoch { run_id: String::new(), ..record().epoch };
         assert!(!nameless.is(&nameless.clone()));
         assert!(record().epoch.is(&record().epoch));
+    }
+
+    #[test]
+    fn a_kind_that_redis_may_lack_no_longer_begins_an_epoch() {
+        let now = Epoch { cached: "session".into(), ..record().epoch };
+        assert!(!now.is(&record().epoch));
     }
 }

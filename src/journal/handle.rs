@@ -55,6 +55,11 @@ impl Journal {
         self.state.durable()
     }
 
+    /// The last record that somebody waits for, see `Writer::sync_soon`.
+    pub fn hurried(&self) -> Sequence {
+        self.state.hurried()
+    }
+
     /// The last record that may be acknowledged: durable in mode `always`, else written.
     pub fn acknowledgeable(&self) -> Sequence {
         self.state.acknowledgeable()

@@ -34,6 +34,8 @@ pub(super) struct State {
     durable: AtomicU64,
     /// Everything before it was discarded or may be.
     wanted_from: AtomicU64,
+    /// Somebody waits until everything up to here has arrived.
+    hurried: AtomicU64,
     /// Nothing from here on is discarded, whatever consumers say.
     pub(super) kept_from: AtomicU64,
     pub(super) bytes: AtomicU64,
@@ -87,6 +89,7 @@ impl State {
             appended: AtomicU64::new(start.last.0),
             durable: AtomicU64::new(start.last.0),
             wanted_from: AtomicU64::new(0),
+            hurried: AtomicU64::new(0),
             kept_from: AtomicU64::new(u64::MAX),
             bytes: AtomicU64::new(start.segments.iter().map(|segment| segment.bytes()).sum()),
             discarded_bytes: AtomicU64::new(0),
@@ -147,6 +150,16 @@ impl State {
     /// Watches what becomes durable, and the poisoning.
     pub(super) fn watch(&self) -> watch::Receiver<Sequence> {
         self.durable_watch.subscribe()
+    }
+
+    /// Remembers that somebody waits for everything up to a record.
+    pub(super) fn hurry_to(&self, sequence: Sequence) {
+        self.hurried.fetch_max(sequence.0, Ordering::Relaxed);
+    }
+
+    /// The last record that somebody waits for.
+    pub(super) fn hurried(&self) -> Sequence {
+        Sequence(self.hurried.load(Ordering::Relaxed))
     }
 
     /// The last record that may be acknowledged in this sync mode.

@@ -131,9 +131,10 @@ impl Writer {
         self.state.slowdown()
     }
 
-    /// Has what is committed made durable at once instead of within the second (`everysec`);
-    /// costs a system call. In the other modes nothing waits for a second.
+    /// Notes that somebody waits for what is committed, and has it made durable at once instead of
+    /// within the second (`everysec`), which costs a system call.
     pub fn sync_soon(&self) {
+        self.state.hurry_to(self.state.appended());
         if self.state.mode == SyncMode::EverySec {
             self.sync.hurry();
         }

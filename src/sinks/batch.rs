@@ -11,6 +11,7 @@ use std::collections::HashSet;
 
 use super::error::SinkError;
 use super::fold::Record;
+use super::layout::Layout;
 use crate::profile::{Entry, EntryError};
 
 /// PostgreSQL's `jsonb` ends at 256 MiB, and text may grow twofold on its way there.
@@ -62,6 +63,8 @@ pub(super) struct Work<'a> {
     pub from: u64,
     pub to: u64,
     pub records: Vec<Record<'a>>,
+    /// The changes laid out; then there are neither records nor dead letters.
+    pub layout: Option<&'a Layout>,
     pub dead: Vec<DeadLetter<'a>>,
     /// Keys that are set aside only because they were before, each once.
     pub held: Vec<&'a [u8]>,

@@ -17,6 +17,9 @@ pub struct Config {
     /// How long the first record of a batch waits for others, when fewer than a batch are there.
     #[serde(deserialize_with = "duration")]
     pub linger: Duration,
+    /// How old a change may become while deliveries give way to clients that want all processors.
+    #[serde(deserialize_with = "duration")]
+    pub give_way_max: Duration,
     /// Connections for reading rows; writing has one of its own.
     pub connections: NonZeroU32,
     /// How long to connect, or one transaction, may take before it counts as lost.
@@ -33,9 +36,10 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            batch_records_max: NonZeroUsize::MIN.saturating_add(3999),
+            batch_records_max: NonZeroUsize::MIN.saturating_add(15_999),
             batch_bytes_max: ByteSize::mib(8),
             linger: Duration::from_millis(10),
+            give_way_max: Duration::from_secs(5),
             connections: NonZeroU32::MIN.saturating_add(3),
             timeout: Duration::from_secs(30),
             retry_delay_max: Duration::from_secs(5),

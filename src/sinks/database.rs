@@ -166,6 +166,11 @@ impl Writer {
         }
     }
 
+    /// Whether it takes a batch that is laid out.
+    pub(super) fn takes_layouts(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     pub(super) async fn prepare(&mut self) -> Result<(), SinkError> {
         match self {
             Self::Postgres(writer) => writer.prepare().await,

@@ -309,7 +309,7 @@ impl<'a> Session<'a> {
         }
         match self {
             Self::Postgres(transaction) => {
-                postgres::apply_records(transaction, source, &records, Way::Insert).await?;
+                postgres::apply_records(transaction, source, &records, Way::Insert, false).await?;
             }
             Self::Sqlite(transaction) => {
                 sqlite::apply_records(transaction, source, &records).await?;

@@ -13,42 +13,38 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::batch::{Item, Quarantine, Work};
+use super::batch::Quarantine;
 use super::database::{Cursor, Database, Writer};
 use super::error::{DeliveryError, FailureClass, SinkError};
-use super::fold::Record;
-use super::oldest::oldest_change_ms;
-use super::{Config, Status};
+use super::next::{Limits, Next, deliverable, reached};
+use super::oldest::show_oldest;
+use super::{Config, Pace, Status};
 use crate::backoff::Backoff;
 use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
 use crate::outside;
 
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
-/// Attempts at once when another transaction was in the way.
-const CONTENTION_ATTEMPTS_MAX: u32 = 5;
 /// Failures in a row after which a drain gives up.
 const DRAIN_FAILURES_MAX: u32 = 6;
-/// A transaction with a flush may take this many times as long as any other.
-const FLUSH_PATIENCE: u32 = 60;
 const DISCARD_PAUSE: Duration = Duration::from_secs(1);
 /// How often an idle delivery looks whether all is as it left it.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
 /// Delivers one journal to one database.
 pub struct Delivery {
-    journal: Journal,
-    writer: Writer,
-    label: &'static str,
-    config: Config,
-    status: Arc<Status>,
+    pub(super) journal: Journal,
+    pub(super) writer: Writer,
+    pub(super) label: &'static str,
+    pub(super) config: Config,
+    pub(super) status: Arc<Status>,
     /// Where the journal ended before anything was appended in this process.
     opened_at: Sequence,
     prepared: bool,
     /// Known from the first connection on; then it never changes.
-    fence: Option<i64>,
+    pub(super) fence: Option<i64>,
     /// None while the cursor in the database is in doubt.
     position: Option<Position>,
-    quarantine: Quarantine,
+    pub(super) quarantine: Quarantine,
     backoff: Backoff,
     away: Option<FailureClass>,
     failures_max: Option<u32>,
@@ -56,12 +52,20 @@ pub struct Delivery {
     /// When the journal may be told again what it can discard, if it has to be.
     discard_at: Option<Instant>,
     discarded: Instant,
+    pace: Option<Pace>,
 }
 
 struct Position {
-    reader: Reader,
+    supply: Supply,
     /// The cursor in the database.
     cursor: u64,
+}
+
+/// Where the next batch comes from.
+enum Supply {
+    Reader(Reader),
+    /// It was read while the database worked on the one before.
+    Ahead(Box<Next>),
 }
 
 impl Delivery {
@@ -89,8 +93,15 @@ impl Delivery {
             batch: Batch::new(),
             discard_at: None,
             discarded: Instant::now(),
+            pace: None,
             config,
         }
+    }
+
+    /// Lets deliveries give way while the watched thread lacks a processor.
+    #[must_use]
+    pub fn with_pace(self, pace: Option<Pace>) -> Self {
+        Self { pace, ..self }
     }
 
     /// The figures of this delivery.
@@ -162,6 +173,9 @@ impl Delivery {
             let waiting = end.0.saturating_sub(cursor);
             if waiting < self.config.batch_records_max.get() as u64 {
                 sleep(self.config.linger).await;
+            }
+            if let Some(pace) = &mut self.pace {
+                pace.give_way(&self.journal, &self.status, self.config.give_way_max).await?;
             }
             if !self.step().await? {
                 // A gap in the numbers without records behind it.
@@ -256,8 +270,8 @@ impl Delivery {
             }
         }
         self.fence = Some(fence);
-        self.show_position(&reader);
-        self.position = Some(Position { reader, cursor: sequence });
+        self.status.set_delivered_bytes(reached(&self.journal, &reader));
+        self.position = Some(Position { supply: Supply::Reader(reader), cursor: sequence });
         self.status.set_delivered(Sequence(sequence));
         self.status.set_joined();
         self.discard_at = Some(self.discarded + DISCARD_PAUSE);
@@ -299,69 +313,50 @@ impl Delivery {
         }
     }
 
-    /// Says how far the database is, in bytes.
-    fn show_position(&self, reader: &Reader) {
-        let delivered = self.journal.bytes_total().saturating_sub(reader.bytes_ahead());
-        self.status.set_delivered_bytes(delivered);
-    }
-
-    /// Looks for the time of the oldest change that waits, where no batch was read yet that says.
-    async fn show_oldest(&self) -> Result<(), DeliveryError> {
-        let (journal, delivered) = (self.journal.clone(), self.status.delivered());
-        if self.status.oldest_undelivered_at_ms().is_some() || journal.deliverable() <= delivered {
-            return Ok(());
-        }
-        let oldest_ms = blocking(move || oldest_change_ms(&journal, delivered)).await?;
-        self.status.set_oldest_undelivered(oldest_ms);
-        Ok(())
-    }
-
     /// Ends an outage. Reaching the database is not enough while there is something to deliver: a
     /// full disk lets everybody read.
-    fn recovered(&mut self) {
+    pub(super) fn recovered(&mut self) {
         self.backoff.reset();
         if self.away.take().is_some() {
             info!(sink = self.label, "database is back");
         }
     }
 
-    /// Delivers one batch; says whether there was one. A failure leaves the position in doubt.
+    /// Delivers one batch; says whether there was one. A failure leaves the position in doubt, and
+    /// with it goes what was read ahead.
     async fn step(&mut self) -> Result<bool, DeliveryError> {
-        let Some(Position { mut reader, mut cursor }) = self.position.take() else {
-            return Ok(false);
+        let Some(Position { supply, mut cursor }) = self.position.take() else { return Ok(false) };
+        let limits = self.limits();
+        let (journal, spare) = (self.journal.clone(), std::mem::take(&mut self.batch));
+        let (next, spare) = match supply {
+            Supply::Ahead(next) => (*next, spare),
+            Supply::Reader(reader) => {
+                (Next::read(journal.clone(), reader, spare, limits).await?, Batch::new())
+            }
         };
-        let mut batch = std::mem::take(&mut self.batch);
-        let deliverable = self.journal.deliverable().next().0.saturating_sub(reader.position().0);
-        let deliverable = usize::try_from(deliverable).unwrap_or(usize::MAX);
-        let records_max = self.config.batch_records_max.get().min(deliverable);
-        if records_max == 0 {
-            (self.batch, self.position) = (batch, Some(Position { reader, cursor }));
+        let Next { reader, batch, layout, reached_bytes } = next;
+        if batch.is_empty() {
+            (self.batch, self.position) =
+                (batch, Some(Position { supply: Supply::Reader(reader), cursor }));
             return Ok(false);
         }
-        let bytes_max = usize::try_from(self.config.batch_bytes_max.as_u64()).unwrap_or(usize::MAX);
-        let (reader, batch, read) = blocking(move || {
-            let read = reader.read(&mut batch, records_max, bytes_max);
-            (reader, batch, read)
-        })
-        .await?;
-        if read? == 0 {
-            (self.batch, self.position) = (batch, Some(Position { reader, cursor }));
-            return Ok(false);
-        }
-        let items: Vec<_> =
-            batch.iter().map(|(sequence, bytes)| Item::decode(sequence.0, bytes)).collect();
-        self.status.set_oldest_undelivered(items.iter().find_map(Item::at_ms));
-        // What comes next is not older than the last of these.
-        let last_ms = items.iter().rev().find_map(Item::at_ms);
-        let delivered = self.deliver(&items, &mut cursor).await;
-        drop(items);
-        self.batch = batch;
+        let coming = async move {
+            // What is less than a batch waits for company, as ever.
+            if deliverable(&journal, &reader) < limits.records_max {
+                return Ok(Supply::Reader(reader));
+            }
+            let next = Next::read(journal, reader, spare, limits).await?;
+            Ok::<_, DeliveryError>(Supply::Ahead(Box::new(next)))
+        };
+        let delivering = self.deliver(&batch, layout, &mut cursor);
+        let (delivered, supply) = tokio::join!(Box::pin(delivering), Box::pin(coming));
         match delivered {
-            Ok(()) => {
-                self.show_position(&reader);
+            Ok(last_ms) => {
+                self.status.set_delivered_bytes(reached_bytes);
                 let waits = self.journal.deliverable().0 > cursor;
                 self.status.set_oldest_undelivered(last_ms.filter(|_| waits));
-                self.position = Some(Position { reader, cursor });
+                self.batch = batch;
+                self.position = Some(Position { supply: supply?, cursor });
                 let next = self.discarded + DISCARD_PAUSE;
                 self.discard_at = Some(next);
                 if next <= Instant::now() {
@@ -373,79 +368,12 @@ impl Delivery {
         Ok(true)
     }
 
-    /// Commits the records, in halves where the database refuses one of them.
-    async fn deliver(&mut self, items: &[Item<'_>], cursor: &mut u64) -> Result<(), SinkError> {
-        let mut parts = vec![items];
-        while let Some(part) = parts.pop() {
-            let error = match self.commit(part, cursor, None).await {
-                Ok(()) => continue,
-                Err(error) => error,
-            };
-            if error.class() != FailureClass::Data {
-                return Err(error);
-            }
-            self.status.count_failure(FailureClass::Data);
-            if part.len() > 1 {
-                let (former, latter) = part.split_at(part.len() / 2);
-                parts.push(latter);
-                parts.push(former);
-            } else {
-                let sequence = part.first().map(|item| item.sequence);
-                warn!(sink = self.label, sequence, %error, "record refused and set aside");
-                self.commit(part, cursor, Some(&error)).await?;
-            }
+    fn limits(&self) -> Limits {
+        Limits {
+            records_max: self.config.batch_records_max.get(),
+            bytes_max: usize::try_from(self.config.batch_bytes_max.as_u64()).unwrap_or(usize::MAX),
+            lays_out: self.writer.takes_layouts() && self.quarantine.len() == 0,
         }
-        Ok(())
-    }
-
-    async fn commit(
-        &mut self,
-        items: &[Item<'_>],
-        cursor: &mut u64,
-        refused: Option<&SinkError>,
-    ) -> Result<(), SinkError> {
-        let Some(last) = items.last() else { return Ok(()) };
-        let (records, dead) = self.quarantine.sort(items, refused);
-        let work = Work {
-            source: self.journal.source(),
-            fence: self.fence.unwrap_or_default(),
-            from: *cursor,
-            to: last.sequence,
-            held: self.quarantine.held(&dead),
-            records,
-            dead,
-        };
-        if !work.dead.is_empty() {
-            self.status.set_aside(work.dead.iter().map(|letter| letter.sequence));
-        }
-        // A flush touches every row that there is.
-        let patience = match work.records.iter().any(Record::is_flush) {
-            true => self.config.timeout.saturating_mul(FLUSH_PATIENCE),
-            false => self.config.timeout,
-        };
-        let mut attempts = 1;
-        let applied = loop {
-            let applied = timeout(patience, self.writer.apply(&work)).await;
-            match applied.unwrap_or_else(|_| Err(timed_out())) {
-                Err(error)
-                    if error.class() == FailureClass::Contention
-                        && attempts < CONTENTION_ATTEMPTS_MAX =>
-                {
-                    attempts += 1;
-                    self.status.count_failure(FailureClass::Contention);
-                }
-                applied => break applied?,
-            }
-        };
-        *cursor = work.to;
-        self.status.count_batch(work.records.len(), applied.rows, work.dead.len());
-        if !work.dead.is_empty() {
-            self.quarantine.add(&work.dead);
-            self.status.set_quarantined_keys(self.quarantine.len());
-        }
-        self.status.set_delivered(Sequence(work.to));
-        self.recovered();
-        Ok(())
     }
 
     /// Lets go of the connection and waits, unless waiting cannot help.
@@ -467,7 +395,7 @@ impl Delivery {
         if self.away.replace(class) != Some(class) {
             warn!(sink = self.label, class = class.label(), %error, "database lost");
         }
-        self.show_oldest().await?;
+        show_oldest(&self.journal, &self.status).await?;
         let delay = self.backoff.next_delay();
         if self.failures_max.is_some_and(|max| self.backoff.attempts() >= max) {
             return Err(error.into());
@@ -487,11 +415,11 @@ impl Delivery {
     }
 }
 
-fn timed_out() -> SinkError {
+pub(super) fn timed_out() -> SinkError {
     SinkError::plain(FailureClass::Connection, "timeout")
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, DeliveryError> {
     outside::blocking(work).await.map_err(|_| DeliveryError::Interrupted)

@@ -116,6 +116,14 @@ where
     serde_json::to_string(&Object(fields)).expect("names are text and values never fail")
 }
 
+/// Like [`fields_json`], at the end of what is there.
+pub(super) fn write_fields<'a, I>(out: &mut Vec<u8>, fields: I)
+where
+    I: Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+{
+    serde_json::to_writer(out, &Object(fields)).expect("names are text and values never fail");
+}
+
 /// Writes field names as one JSON array.
 pub fn names_json<'a, I: Iterator<Item = &'a [u8]> + Clone>(names: I) -> String {
     serde_json::to_string(&Array(names)).expect("names are text")

@@ -20,7 +20,7 @@
 use sqlx::PgConnection;
 use sqlx::postgres::PgBindIterExt as _;
 
-use super::encoding::{fields_json, name_text, names_json};
+use super::encoding::{fields_json, name_text, names_json, write_fields};
 use super::error::{FailureClass, SinkError};
 use super::fold::{Folded, Record};
 use super::statements as sql;
@@ -38,19 +38,17 @@ pub(super) fn is_worth_a_copy(rows: usize) -> bool {
     rows >= COPIED_ROWS_MIN
 }
 
-/// Writes one row per record; fails where one of them is there already.
+/// Writes the rows of [`encode`]; fails where one of them is there already.
 pub(super) async fn copy(
     connection: &mut PgConnection,
-    source: &str,
-    records: &[Record<'_>],
-    folded: &Folded<'_>,
+    encoded: &[u8],
+    rows: usize,
 ) -> Result<(), SinkError> {
-    let bytes = encode(source, records, folded);
     let mut copy = connection.copy_in_raw(sql::COPY_HISTORY).await?;
-    copy.send(bytes).await?;
+    copy.send(encoded).await?;
     let written = copy.finish().await?;
     // A trigger or rule of somebody else's may leave rows out, which INSERT reports no better.
-    if usize::try_from(written) != Ok(records.len()) {
+    if usize::try_from(written) != Ok(rows) {
         return Err(SinkError::plain(FailureClass::Refused, "history"));
     }
     Ok(())
@@ -91,7 +89,7 @@ pub(super) async fn insert(
 }
 
 /// The rows as one copy. The order of the columns is that of [`sql::COPY_HISTORY`].
-fn encode(source: &str, records: &[Record<'_>], folded: &Folded<'_>) -> Vec<u8> {
+pub(super) fn encode(source: &str, records: &[Record<'_>], folded: &Folded<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(256 * records.len() + 32);
     out.extend_from_slice(SIGNATURE);
     for record in records {
@@ -107,7 +105,7 @@ fn encode(source: &str, records: &[Record<'_>], folded: &Folded<'_>) -> Vec<u8> 
         column(&mut out, change.command.as_bytes());
         sized(&mut out, |out| {
             out.push(1);
-            out.extend_from_slice(fields_json(changed.iter().copied()).as_bytes());
+            write_fields(out, changed.iter().copied());
         });
         sized(&mut out, |out| texts(out, &removed));
         column(&mut out, &[u8::from(change.deleted)]);

@@ -5,11 +5,13 @@
 //! They talk to no client, and no part of the foreground waits for them.
 //!
 //! ```text
-//! journal -> delivery (one loop) -> batch (decode, set aside) -> fold (one difference per row)
+//! journal -> delivery (one loop) -> next (read ahead, laid out where that can be) -> commit
+//!         -> batch (decode, set aside) -> fold (one difference per row)
 //!         -> one transaction: cursor, history, state, dead letters -> journal.discard_before
 //! ```
 
 mod batch;
+mod commit;
 mod config;
 mod database;
 mod dead_letters;
@@ -18,15 +20,19 @@ mod encoding;
 mod error;
 mod fold;
 mod history;
+mod layout;
 mod listing;
 mod lookup;
 mod lost_tail;
+mod next;
 mod oldest;
 mod overlay;
+mod pace;
 mod postgres;
 mod recall;
 mod rows;
 mod sqlite;
+mod state;
 mod statements;
 mod status;
 mod timestamp;
@@ -44,6 +50,7 @@ pub use error::{DeliveryError, FailureClass, SinkError};
 pub use listing::{Listing, Recorded};
 pub use lookup::Lookup;
 pub use lost_tail::lost_tail;
+pub use pace::Pace;
 pub use postgres::Postgres;
 pub use recall::History;
 pub use sqlite::Sqlite;

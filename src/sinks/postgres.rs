@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::{HashMap, HashSet, HashSetExt};
+use foldhash::{HashSet, HashSetExt};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgBindIterExt as _, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row as _};
@@ -14,14 +14,15 @@ use tracing::{info, warn};
 
 use super::batch::{DeadLetter, Work};
 use super::database::{Applied, Cursor, StoredProfile};
-use super::encoding::{fields_bytes, fields_json, name_bytes, name_text, names_json};
+use super::encoding::{name_bytes, name_text};
 use super::error::{FailureClass, SinkError};
-use super::fold::{Delta, Folded, Record, Row};
+use super::fold::{Delta, Folded, Record};
+use super::layout::months;
 use super::rows::Rows;
+use super::state::{Needed, State, Written};
 use super::timestamp::{Month, Timestamp};
 use super::view::View;
 use super::{Config, KindColumns, history, now_ms, statements as sql};
-use crate::profile::Expiry;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -73,6 +74,7 @@ impl Postgres {
             views: Arc::clone(&self.views),
             timeout: self.timeout,
             connection: None,
+            expects_new: false,
             months: HashSet::new(),
             partitions_from_ms: 0,
         }
@@ -105,6 +107,8 @@ pub(super) struct Writer {
     views: Arc<[View]>,
     timeout: Duration,
     connection: Option<PgConnection>,
+    /// Whether the last batch has made new rows: the next one will, too, more likely than not.
+    expects_new: bool,
     /// Months that have their partition, or cannot get one.
     months: HashSet<Month>,
     partitions_from_ms: u64,
@@ -186,7 +190,11 @@ impl Writer {
 
     /// Applies a batch in one transaction.
     pub(super) async fn apply(&mut self, work: &Work<'_>) -> Result<Applied, SinkError> {
-        self.make_partitions(&work.records).await?;
+        if let Some(layout) = work.layout {
+            self.make_partitions(&layout.months).await?;
+            return self.apply_by(work, Way::Copy).await;
+        }
+        self.make_partitions(&months(&work.records)).await?;
         if !history::is_worth_a_copy(work.records.len()) {
             return self.apply_by(work, Way::Insert).await;
         }
@@ -197,6 +205,7 @@ impl Writer {
     }
 
     async fn apply_by(&mut self, work: &Work<'_>, way: Way) -> Result<Applied, SinkError> {
+        let expects_new = self.expects_new;
         let connection = self.connection().await?;
         let mut transaction = connection.begin_with(sql::BEGIN).await?;
         let moved = sqlx::query(sql::MOVE_CURSOR)
@@ -220,27 +229,32 @@ impl Writer {
                 return Err(SinkError::QuarantineLifted);
             }
         }
-        let rows = apply_records(&mut transaction, work.source, &work.records, way).await?;
+        let written = match work.layout {
+            Some(layout) => layout.write(&mut transaction, expects_new).await?,
+            None => {
+                let records = &work.records;
+                apply_records(&mut transaction, work.source, records, way, expects_new).await?
+            }
+        };
         if !work.dead.is_empty() {
             insert_dead_letters(&mut transaction, work.source, &work.dead).await?;
         }
         transaction.commit().await?;
-        Ok(Applied { rows })
+        self.expects_new = written.new > 0;
+        Ok(Applied { rows: written.rows })
     }
 
     /// Makes the partitions of the months that occur and of those that follow.
     ///
     /// Ahead of time, because a partition is made without waiting for readers only while the
     /// default partition holds nothing of its month. Without one the default takes the rows.
-    async fn make_partitions(&mut self, records: &[Record<'_>]) -> Result<(), SinkError> {
+    async fn make_partitions(&mut self, months: &[Month]) -> Result<(), SinkError> {
         let now = now_ms();
         if now < self.partitions_from_ms {
             return Ok(());
         }
-        let mut missing: Vec<Month> = (records.iter())
-            .flat_map(|record| {
-                [Month::of(record.change.at_ms), Month::of(record.change.at_ms).next()]
-            })
+        let mut missing: Vec<Month> = (months.iter())
+            .flat_map(|month| [*month, month.next()])
             .filter(|month| !self.months.contains(month))
             .collect();
         missing.sort_unstable();
@@ -277,30 +291,33 @@ pub(super) enum Way {
     Insert,
 }
 
-/// Writes history and state of these changes; returns the number of rows.
+/// Writes history and state of these changes.
 pub(super) async fn apply_records(
     connection: &mut PgConnection,
     source: &str,
     records: &[Record<'_>],
     way: Way,
-) -> Result<usize, SinkError> {
+    expects_new: bool,
+) -> Result<Written, SinkError> {
     if records.is_empty() {
-        return Ok(0);
+        return Ok(Written::default());
     }
     let mut folded = Folded::of(records);
     if folded.deltas.iter().any(Delta::needs_row) {
-        let rows = needed_rows(connection, &folded.deltas).await?;
+        let rows = Needed::of(&folded.deltas)?.rows(connection).await?;
         folded.resolve(records, &rows);
     }
     if let Some((sequence, at_ms)) = folded.flush {
         flush(connection, source, sequence, at_ms).await?;
     }
     match way {
-        Way::Copy => history::copy(connection, source, records, &folded).await?,
+        Way::Copy => {
+            let rows = history::encode(source, records, &folded);
+            history::copy(connection, &rows, records.len()).await?;
+        }
         Way::Insert => history::insert(connection, source, records, &folded).await?,
     }
-    upsert(connection, source, &folded.deltas).await?;
-    Ok(folded.deltas.len())
+    State::of(source, &folded.deltas)?.write(connection, expects_new).await
 }
 
 fn cursor(row: &PgRow) -> Result<Cursor, SinkError> {
@@ -325,30 +342,6 @@ async fn replace_view(connection: &mut PgConnection, view: &View) -> Result<bool
     Ok(true)
 }
 
-async fn needed_rows(
-    connection: &mut PgConnection,
-    deltas: &[Delta<'_>],
-) -> Result<HashMap<Vec<u8>, Row>, SinkError> {
-    let needy = || deltas.iter().filter(|delta| delta.needs_row());
-    let after = needy().map(|delta| delta.doubt_ms().map(|(after, _)| Timestamp::from_ms(after)));
-    let until = needy().map(|delta| delta.doubt_ms().map(|(_, until)| Timestamp::from_ms(until)));
-    let rows = sqlx::query(sql::NEEDED_ROWS)
-        .bind(needy().map(|delta| name_text(delta.key)).bind_iter())
-        .bind(needy().map(|delta| delta.snapshot).bind_iter())
-        .bind(after.bind_iter())
-        .bind(until.bind_iter())
-        .fetch_all(connection)
-        .await?;
-    let mut found = HashMap::default();
-    for row in rows {
-        let key = name_bytes(row.try_get(0)?)?;
-        let fields = fields_bytes(row.try_get(1)?)?;
-        let expires_ms = row.try_get::<Option<Timestamp>, _>(2)?.map(Timestamp::ms);
-        found.insert(key, Row { fields, expires_ms, deleted: row.try_get(3)? });
-    }
-    Ok(found)
-}
-
 /// Deletes every row that is live before the batch.
 async fn flush(
     connection: &mut PgConnection,
@@ -366,59 +359,6 @@ async fn flush(
         .await?;
     sqlx::raw_sql("set local enable_seqscan to off").execute(&mut *connection).await?;
     Ok(())
-}
-
-/// Merges into the rows that exist, then makes those that do not.
-async fn upsert(
-    connection: &mut PgConnection,
-    source: &str,
-    deltas: &[Delta<'_>],
-) -> Result<(), SinkError> {
-    // Both statements may need them, and they are what costs time to lay out.
-    let set = deltas.iter().map(|delta| fields_json(delta.set.iter().map(|(n, v)| (*n, *v))));
-    let set: Vec<String> = set.collect();
-    let mut written = merge(connection, sql::UPDATE, source, deltas, &set).await?;
-    if written < deltas.len() {
-        written += merge(connection, sql::INSERT, source, deltas, &set).await?;
-    }
-    // A row that was neither updated nor inserted was made by somebody else in between.
-    if written != deltas.len() {
-        return Err(SinkError::plain(FailureClass::Contention, "upsert"));
-    }
-    Ok(())
-}
-
-/// Runs one of the two statements that take deltas; returns how many rows it wrote.
-async fn merge(
-    connection: &mut PgConnection,
-    statement: &'static str,
-    source: &str,
-    deltas: &[Delta<'_>],
-    set: &[String],
-) -> Result<usize, SinkError> {
-    let removed = deltas.iter().map(|delta| {
-        (!delta.removed.is_empty()).then(|| names_json(delta.removed.iter().copied()))
-    });
-    let expiries = deltas.iter().map(|delta| match delta.expiry {
-        Expiry::At(at) => Some(Timestamp::from_ms(at)),
-        Expiry::Unchanged | Expiry::Never => None,
-    });
-    let done = sqlx::query(statement)
-        .bind(source)
-        .bind(deltas.iter().map(|delta| name_text(delta.key)).bind_iter())
-        .bind(deltas.iter().map(|delta| delta.kind).bind_iter())
-        .bind(set)
-        .bind(removed.bind_iter())
-        .bind(deltas.iter().map(|delta| delta.cleared).bind_iter())
-        .bind(deltas.iter().map(|delta| delta.deleted).bind_iter())
-        .bind(deltas.iter().map(|delta| delta.expiry == Expiry::Unchanged).bind_iter())
-        .bind(expiries.bind_iter())
-        .bind(deltas.iter().map(|delta| Timestamp::from_ms(delta.first_ms)).bind_iter())
-        .bind(deltas.iter().map(|delta| Timestamp::from_ms(delta.at_ms)).bind_iter())
-        .bind(deltas.iter().map(|delta| delta.sequence.cast_signed()).bind_iter())
-        .execute(connection)
-        .await?;
-    Ok(usize::try_from(done.rows_affected()).unwrap_or(usize::MAX))
 }
 
 async fn insert_dead_letters(

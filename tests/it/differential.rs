@@ -7,9 +7,10 @@
 //!
 //! Left out, because these are documented to differ (README, "Commands"):
 //! - other writes on profile keys than those that the proxy understands: refused by the proxy;
-//! - SUBSCRIBE, MONITOR and blocking commands (`private.rs`): have comparisons of their own;
-//! - AUTH, SELECT and HELLO between MULTI and EXEC: refused by the proxy;
-//! - SELECT of another database, SWAPDB and what would lead around the proxy;
+//! - SUBSCRIBE, SELECT, CLIENT REPLY, RESET and blocking commands (`connection_state.rs`, `private.rs`):
+//!   have comparisons of their own;
+//! - AUTH, SELECT and HELLO between MULTI and EXEC: refused by the proxy (`connection_state.rs`);
+//! - SWAPDB and what would lead around the proxy;
 //! - FLUSHALL and FLUSHDB, which would take the keys of all clients;
 //! - CLIENT, INFO: about the connection and the server, which are different ones here;
 //! - more than `arguments_max` arguments: Redis 7 waits for as many as 2^31;

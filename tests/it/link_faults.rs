@@ -417,6 +417,34 @@ fn b7_what_was_not_sent_says_so_and_is_not_in_doubt() {
     assert_serves(&proxy, &mut fresh);
 }
 
+/// What is queued is answered with what Redis says of it, in one write, and also when Redis says
+/// nothing any more.
+#[test]
+fn replies_of_the_proxy_leave_together_with_those_that_the_lane_owes() {
+    let (upstream, mut link, proxy) = start_lossy();
+    let mut client = proxy.client();
+    let block = ["MULTI", "HSET user:1 f v", "EXEC"].map(|line| format!("{line}\r\n")).concat();
+    client.send(&block);
+    for line in ["MULTI", "HSET user:1 f v", "EXEC"] {
+        link.expect(line);
+    }
+    assert!(client.is_silent_for(Duration::from_millis(100)), "a write of its own");
+    link.reply("+OK\r\n+QUEUED\r\n*1\r\n:1\r\n");
+    let answer = "+OK\r\n+QUEUED\r\n*1\r\n:1\r\n";
+    assert_eq!(client.read_exact_bytes(answer.len()), answer.as_bytes());
+    client.send(&block);
+    link.expect("MULTI");
+    link.close();
+    assert_eq!(client.reply(), Reply::Simple("OK".into()));
+    assert_eq!(client.reply(), Reply::Simple("QUEUED".into()));
+    assert_eq!(client.reply(), error(UNKNOWN));
+    let mut fresh = upstream.accept();
+    fresh.expect("HGETALL user:1");
+    fresh.expect("PEXPIRETIME user:1");
+    fresh.reply("*0\r\n:-2\r\n");
+    assert_serves(&proxy, &mut fresh);
+}
+
 #[test]
 fn b9_clients_that_leave_while_replies_are_late_take_nothing_with_them() {
     let (_upstream, mut link, proxy) = start(Proxy::options());
@@ -471,6 +499,41 @@ fn b10_a_flapping_upstream_is_tried_at_a_bounded_rate_and_taken_back() {
     let mut fresh = upstream.accept();
     assert!(start.elapsed() < Duration::from_secs(6), "back only after {:?}", start.elapsed());
     assert_serves(&proxy, &mut fresh);
+}
+
+/// A black hole: connections are made and nothing is ever heard, not even their end.
+#[test]
+fn b10_an_upstream_that_swallows_everything_is_given_up_in_time_and_taken_back() {
+    let options = Proxy::options().expects_log("lost the upstream");
+    let (upstream, mut link, proxy) = start(options.expects_log("cannot be reached"));
+    let mut client = proxy.client();
+    let start = Instant::now();
+    send(&mut client, "GET swallowed");
+    link.expect("GET swallowed");
+    assert_eq!(client.reply(), error(UNKNOWN));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    let mut swallowed = Vec::new();
+    while start.elapsed() < Duration::from_secs(8) {
+        swallowed.extend(upstream.accept_now());
+        let asked = Instant::now();
+        assert_eq!(client.command(&["GET", "a"]), error(NOT_SENT));
+        assert!(asked.elapsed() < Duration::from_secs(1), "nobody may wait for the black hole");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // One attempt lasts five seconds; the others ask whether the silent link is busy.
+    assert!((2..=16).contains(&swallowed.len()), "{} connections in 8 s", swallowed.len());
+    let healed = Instant::now();
+    let mut fresh = upstream.accept();
+    assert!(healed.elapsed() < Duration::from_secs(9), "back only after {:?}", healed.elapsed());
+    assert_serves(&proxy, &mut fresh);
+    // What comes out of the hole now is about links that are none any more.
+    for mut late in swallowed.into_iter().chain([link]) {
+        late.reply_if_there("$4\r\nlate\r\n");
+        late.close();
+    }
+    assert_serves(&proxy, &mut fresh);
+    let links = proxy.metrics().sum("profile_proxy_upstream_links_total", &[]);
+    assert!((links - 2.0).abs() < 0.5, "{links} links were made");
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod client_matrix;
 mod clients_and_limits;
 mod command_line;
 mod command_survey;
+mod connection_state;
 mod crash;
 mod database_ack;
 mod database_faults;

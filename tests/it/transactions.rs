@@ -101,6 +101,43 @@ fn a_refusal_when_queueing_discards_the_transaction(setup: Setup) {
     assert_eq!(setup.history_count(), 0);
 }
 
+/// A key that no index of a database takes; the other commands must not run without it.
+#[test]
+fn a_write_that_no_row_takes_discards_the_transaction() {
+    for setup in [Setup::embedded(), Setup::servers()] {
+        let mut client = setup.proxy.client();
+        let key = format!("user:{}", "k".repeat(1100));
+        client.assert_reply("MULTI", b"+OK\r\n");
+        client.assert_reply("HSET user:1 username x", b"+QUEUED\r\n");
+        let too_long = "-ERR the key of a profile may have at most 1024 bytes\r\n";
+        client.assert_reply(&format!("HSET {key} username x"), too_long);
+        client.assert_reply_starts("EXEC", b"-EXECABORT ");
+        client.assert_reply("EXISTS user:1", b":0\r\n");
+    }
+}
+
+#[test]
+fn what_warn_mode_lets_pass_in_a_transaction_is_counted_once() {
+    let warn = OPEN.to_owned()
+        + "mode = \"warn\"\n[profile.fields]\nn = { type = \"integer\", max = 5 }\n";
+    let options = || Proxy::options().config(&warn).expects_log("breaks the schema");
+    for (setup, before) in [
+        (Setup::embedded_with(options()), "PING"),
+        (Setup::servers_with(options()), "PING"),
+        (Setup::servers_with(options()), "WATCH user:2"),
+    ] {
+        let mut client = setup.proxy.client();
+        client.send(format!("{before}\r\n"));
+        client.reply();
+        client.assert_reply("MULTI", b"+OK\r\n");
+        client.assert_reply("HSET user:1 n 6 a b", b"+QUEUED\r\n");
+        client.assert_reply("HINCRBY user:1 a 1", b"+QUEUED\r\n");
+        client.assert_reply_starts("EXEC", b"*2\r\n:2\r\n-ERR hash value is not an integer");
+        let broken = setup.proxy.metrics().sum("profile_proxy_schema_violations_total", &[]);
+        assert!((broken - 1.0).abs() < 0.5, "{broken} violations, {before}");
+    }
+}
+
 #[test]
 fn a_transaction_ends_with_its_connection_and_with_reset() {
     let setup = Setup::embedded();

@@ -362,9 +362,9 @@ fn no_profile_is_reached_from_a_transaction_in_another_database() {
         client.assert_reply_starts(refused, "-ERR ");
         client.assert_reply_starts("EXEC", "-EXECABORT");
     }
-    // Whether Redis knows a command is seen at EXEC; until then it is not run.
+    // Whether Redis knows a command is asked when it is queued.
     client.assert_reply("MULTI", "+OK\r\n");
-    client.assert_reply("NOSUCH user:1", "+QUEUED\r\n");
+    client.assert_reply_starts("NOSUCH user:1", "-ERR unknown command 'NOSUCH'");
     client.assert_reply_starts("EXEC", "-EXECABORT");
     client.assert_reply("SELECT 0", "+OK\r\n");
     client.assert_reply("MULTI", "+OK\r\n");

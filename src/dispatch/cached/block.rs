@@ -89,7 +89,10 @@ impl Proxy {
                 return Err(CommandError::WrongArity(spec.name));
             }
             Route::Profile(write) => match self.profile_of(spec, request) {
-                Some(kind) => Some(self.plan(spec, write, request, kind)?),
+                Some(kind) => {
+                    let guard = self.check_write(spec, kind, write, request)?;
+                    Some(self.plan(spec, write, request, kind, guard))
+                }
                 None => return Err(CommandError::Unloaded),
             },
             Route::Transaction(_) => {
@@ -116,8 +119,9 @@ impl Proxy {
                 block.prepare(visited, brought.and_then(|brought| brought.get(index)), batch);
             }
             match (&queue, &plan) {
-                (Some(queue), _) => queue.for_each(|spec, request| {
-                    block.parts.push(self.encode_queued(client, spec, request, batch, false));
+                (Some(queue), _) => queue.for_each(|spec, request, guard| {
+                    let part = self.encode_queued(client, spec, request, guard, batch, false);
+                    block.parts.push(part);
                 }),
                 (None, Some(plan)) => {
                     block.parts.push(Part::Write(self.encode(client, plan, batch)));

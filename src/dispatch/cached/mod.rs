@@ -225,7 +225,7 @@ impl Proxy {
             return Ok(None);
         };
         let (mut keys, mut mixed): (Vec<Vec<u8>>, _) = (Vec::new(), false);
-        queue.for_each(|spec, request| {
+        queue.for_each(|spec, request, _| {
             let Some(spec) = spec.filter(|spec| names_profiles(spec)) else { return };
             for key in spec.keys(request) {
                 match self.is_cached(key) {

@@ -120,6 +120,8 @@ pub struct Client {
     received: Cell<u64>,
     on_lane: Cell<OnLane>,
     touched: Cell<bool>,
+    /// What could be written goes out with replies that the lane owes.
+    delayed: Cell<bool>,
     wanted: Cell<Wanted>,
     /// Why the profiles of the next command cannot be used, and in which round of checks.
     pub(super) unloaded: Cell<Option<(u64, CommandError)>>,
@@ -185,6 +187,7 @@ impl Client {
             received: Cell::new(0),
             on_lane: Cell::default(),
             touched: Cell::new(false),
+            delayed: Cell::new(false),
             wanted: Cell::new(Wanted::Nothing),
             unloaded: Cell::new(None),
             visit: RefCell::default(),
@@ -415,8 +418,18 @@ impl Client {
         self.outbox.borrow().holds()
     }
 
+    /// Ends a batch of the client's requests: writes what waits, unless the lane owes replies. Then
+    /// it goes out with the next of them, as at Redis: one system call less for a transaction.
+    pub(super) fn end_batch(&self) {
+        match self.in_flight.get() {
+            0 => self.flush(),
+            _ => self.delayed.set(true),
+        }
+    }
+
     /// Writes as much as the socket takes now, and wakes the connection if it has to act.
     pub fn flush(&self) {
+        self.delayed.set(false);
         let mut outbox = self.outbox.borrow_mut();
         while outbox.writable() > 0 {
             match self.socket.try_write(outbox.front()) {
@@ -445,11 +458,12 @@ impl Client {
         }
     }
 
-    /// Returns the bytes that could be written now, and all that are kept.
+    /// Returns the bytes that are to be written now, and all that are kept.
     #[must_use]
     pub fn backlog(&self) -> (usize, usize) {
         let outbox = self.outbox.borrow();
-        (outbox.writable(), outbox.len())
+        let writable = if self.delayed.get() { 0 } else { outbox.writable() };
+        (writable, outbox.len())
     }
 
     /// Waits until the socket takes more.

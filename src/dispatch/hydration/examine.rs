@@ -195,6 +195,7 @@ impl Hydration {
         let far =
             |delivered: u64| self.journal.appended().0.saturating_sub(delivered) > PENDING_MAX;
         while far(delivered.borrow_and_update().0) {
+            self.ledger.borrow().sync_soon();
             delivered.changed().await.map_err(|_| CommandError::Incomparable)?;
         }
         let row = self.ask_database_up_to(key, 0);

@@ -101,7 +101,7 @@ impl Proxy {
         };
         let mut keys: Vec<Vec<u8>> = Vec::new();
         let mut flush = None;
-        queue.for_each(|spec, request| match spec {
+        queue.for_each(|spec, request, _| match spec {
             Some(spec) if names_profiles(spec) => {
                 keys.extend(spec.keys(request).map(<[u8]>::to_vec));
             }

@@ -34,7 +34,7 @@ use crate::{
     journal::{Journal, Sequence},
     metrics::Metrics,
     resp::Protocol,
-    schema::Schema,
+    schema::{Kind, Schema},
     upstream::{Lane, LinkState, Server},
 };
 
@@ -279,7 +279,7 @@ impl Hydration {
     /// Decides what a new link means, before anything goes over it. Returns the ticket from which
     /// on writes were sent to this Redis: what is in doubt from before cannot be read back from it.
     pub(super) fn link_up(self: &Rc<Self>, server: &Server) -> u64 {
-        let epoch = epoch_of(server);
+        let epoch = epoch_of(server, &self.schema);
         let mut state = self.state.borrow_mut();
         if !Guard::Epochs.is_up() {
             self.trust();
@@ -470,9 +470,11 @@ impl Hydration {
     }
 }
 
-fn epoch_of(server: &Server) -> Epoch {
+fn epoch_of(server: &Server, schema: &Schema) -> Epoch {
     let Server { run_id, replication_id, role, eviction, .. } = server.clone();
-    Epoch { run_id, replication_id, role, eviction }
+    let cached = schema.kinds().iter().filter(|kind| kind.cache_ttl().is_some());
+    let cached: Vec<&str> = cached.map(Kind::name).collect();
+    Epoch { run_id, replication_id, role, eviction, cached: cached.join(" ") }
 }
 
 /// `keeps` says that Redis is expected to keep profiles.

@@ -265,7 +265,11 @@ impl Proxy {
         spec: &Spec,
         request: &Request<'_>,
     ) -> Result<(), CommandError> {
-        let reaches_others = matches!(spec.name, "copy" | "migrate" | "move");
+        let names_database = |argument: &[u8]| argument.eq_ignore_ascii_case(b"db");
+        let reaches_others = match spec.name {
+            "copy" => request.arguments(3).any(names_database),
+            name => matches!(name, "migrate" | "move"),
+        };
         match reaches_others && self.touches_profiles(spec, request) {
             true => Err(CommandError::NotOnProfiles(spec.name)),
             false => Ok(()),
@@ -344,9 +348,9 @@ pub(super) fn is_taken_up(client: &Client) -> bool {
 
 fn taken_up(spec: &'static Spec) -> Result<Option<Errand>, CommandError> {
     Ok(match spec.route {
-        Route::Local(Local::Quit | Local::Reset) | Route::Refused(_) => None,
-        // A password for the proxy is none of Redis's business, and what it does not know it would
-        // refuse in other words.
+        Route::Local(Local::Quit | Local::Reset) => None,
+        // A password for the proxy is none of Redis's business, what it does not know it would
+        // refuse in other words, and what must never reach it does not have to.
         Route::Local(
             Local::Auth
             | Local::Hello
@@ -355,7 +359,8 @@ fn taken_up(spec: &'static Spec) -> Result<Option<Errand>, CommandError> {
             | Local::ProfileHistory
             | Local::ProfileStatus
             | Local::ProfileWait,
-        ) => return Err(CommandError::Subscribed(spec.name)),
+        )
+        | Route::Refused(_) => return Err(CommandError::Subscribed(spec.name)),
         Route::Private(Private::Subscribe) => Some(Errand::of(Effect::Subscribes)),
         _ => Some(Errand::default()),
     })

@@ -15,7 +15,10 @@ pub(super) mod lexicon;
 use std::rc::Rc;
 
 use self::lexicon::{Meaning, Traits};
-use super::{Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client::Profiles};
+use super::{
+    Client, CommandError, Effect, Errand, Proxy, Slot, Step, Upstream, client::Profiles,
+    write::check::Guard,
+};
 use crate::{
     command::{Keys, Spec, takes},
     resp::{Request, push_command},
@@ -69,7 +72,7 @@ impl Proxy {
             return Ok(step);
         }
         if self.queues_unknown(client) {
-            return self.enqueue(client, request, self.check_unknown(client, request));
+            return self.unknown(client, request);
         }
         if self.goes_apart(client) {
             return self.run_errand(client, "unknown", Errand::default());
@@ -108,6 +111,7 @@ impl Proxy {
             return self.look_up(lane, client, first);
         };
         self.metrics.unknown_command();
+        let elsewhere = client.hold.get().database.is_some();
         let verdict = match meaning {
             // Redis refuses these without running anything, and with them a transaction.
             Meaning::Unknown(_) => {
@@ -118,6 +122,9 @@ impl Proxy {
                 Self::abort(client);
                 return self.send_bytes(lane, client, request.bytes()).map(|()| Step::Next);
             }
+            // There are no profiles in another database.
+            Meaning::Command(traits) if elsewhere && !traits.pubsub => Ok(()),
+            Meaning::Untold if elsewhere => Ok(()),
             Meaning::Command(traits) => self.judge(traits, request),
             Meaning::Untold if self.names_profile(Keys::Any, request) => {
                 Err(CommandError::UnknownOnProfiles)
@@ -127,7 +134,7 @@ impl Proxy {
         if queues {
             let barred = matches!(meaning, Meaning::Command(traits) if traits.no_multi);
             let allowed = if barred { Err(CommandError::NotInTransaction) } else { Ok(()) };
-            return self.enqueue(client, request, verdict.and(allowed));
+            return self.enqueue(client, request, verdict.and(allowed).map(|()| Guard::None));
         }
         verdict?;
         let blocks = matches!(meaning, Meaning::Command(traits) if traits.blocks);

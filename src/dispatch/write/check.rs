@@ -6,15 +6,21 @@
 
 use crate::dispatch::{CommandError, Proxy, Scripts};
 use crate::{
-    command::ProfileWrite,
+    command::{ProfileWrite, Spec},
     resp::{Request, parse_integer},
     schema::{Bounds, FloatBounds, Kind, Mode, Violation},
 };
 
+/// Bytes of a profile's key.
+const KEY_BYTES_MAX: usize = 1024;
+/// Bytes of one write to a profile.
+const WRITE_BYTES_MAX: usize = 64 << 20;
+
 /// What is left to be decided where the current value is.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(in crate::dispatch) enum Guard {
     /// Nothing.
+    #[default]
     None,
     /// Nothing may stop the write, but its result is to be checked and counted (`warn` mode).
     Watch,
@@ -27,8 +33,22 @@ pub(in crate::dispatch) enum Guard {
 }
 
 impl Proxy {
+    /// Tells whether a write to a profile is accepted: its size, the schema, and the journal.
+    pub(in crate::dispatch) fn check_write(
+        &self,
+        spec: &Spec,
+        kind: &Kind,
+        write: ProfileWrite,
+        request: &Request<'_>,
+    ) -> Result<Guard, CommandError> {
+        check_size(spec, request)?;
+        let guard = self.check(kind, write, request)?;
+        self.room()?;
+        Ok(guard)
+    }
+
     /// Checks a write against the schema of its kind, in the kind's mode.
-    pub(in crate::dispatch) fn check(
+    fn check(
         &self,
         kind: &Kind,
         write: ProfileWrite,
@@ -91,6 +111,17 @@ impl Proxy {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses what no database takes, before it is acknowledged: a row's key goes into an index.
+fn check_size(spec: &Spec, request: &Request<'_>) -> Result<(), CommandError> {
+    if request.bytes().len() > WRITE_BYTES_MAX {
+        return Err(CommandError::WriteTooLarge);
+    }
+    match spec.keys(request).any(|key| key.len() > KEY_BYTES_MAX) {
+        true => Err(CommandError::KeyTooLong),
+        false => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@
 //! lane in one piece, so what is read is what the write has left. Over a private link nothing is
 //! read behind the write, because others write over the lane meanwhile.
 
-mod check;
+pub(super) mod check;
 mod embedded;
 mod expiries;
 pub(super) mod flush;
@@ -36,11 +36,6 @@ use crate::{
     schema::{Bounds, FloatBounds, Kind},
     upstream::{Batch, Lane, LinkState},
 };
-
-/// Bytes of a profile's key.
-const KEY_BYTES_MAX: usize = 1024;
-/// Bytes of one write to a profile.
-const WRITE_BYTES_MAX: usize = 64 << 20;
 
 /// One write that the schema allows.
 pub(super) struct Plan<'a> {
@@ -86,24 +81,36 @@ impl Proxy {
         if !has_pairs(write, request) {
             return Err(CommandError::WrongArity(spec.name));
         }
-        let plan = self.plan(spec, write, request, kind)?;
+        let guard = self.check_write(spec, kind, write, request)?;
+        self.write_checked(client, spec, write, request, kind, guard)
+    }
+
+    /// Puts a write that was checked on its way.
+    pub(super) fn write_checked(
+        &self,
+        client: &Rc<Client>,
+        spec: &'static Spec,
+        write: ProfileWrite,
+        request: &Request<'_>,
+        kind: &Kind,
+        guard: Guard,
+    ) -> Result<(), CommandError> {
+        let plan = self.plan(spec, write, request, kind, guard);
         match &self.upstream {
             Upstream::Redis(lane) => self.write_lane(lane, client, &plan),
             Upstream::Embedded(engine) => self.write_embedded(engine.borrow_mut(), client, &plan),
         }
     }
 
-    /// Checks a write and decides what it needs.
+    /// Decides what a write needs that was checked.
     pub(super) fn plan<'a>(
         &'a self,
         spec: &'static Spec,
         write: ProfileWrite,
         request: &'a Request<'a>,
         kind: &'a Kind,
-    ) -> Result<Plan<'a>, CommandError> {
-        check_size(spec, request)?;
-        let guard = self.check(kind, write, request)?;
-        self.room()?;
+        guard: Guard,
+    ) -> Plan<'a> {
         let capture = match write {
             ProfileWrite::SetFields => Capture::Accepted,
             ProfileWrite::SetAbsent => Capture::Counted,
@@ -130,7 +137,7 @@ impl Proxy {
         };
         let cached = self.hydration.is_some() && kind.cache_ttl().is_some();
         let apart = false;
-        Ok(Plan { spec, request, kind, key, profiles, capture, guard, retain, cached, apart })
+        Plan { spec, request, kind, key, profiles, capture, guard, retain, cached, apart }
     }
 
     fn retain(
@@ -297,17 +304,6 @@ impl Proxy {
         let mut seen = HashSet::new();
         let keys = spec.keys(request).filter(|key| seen.insert(*key));
         keys.filter_map(|key| self.schema.kind_of(key).map(|kind| (key, kind))).collect()
-    }
-}
-
-/// Refuses what no database takes, before it is acknowledged: a row's key goes into an index.
-fn check_size(spec: &Spec, request: &Request<'_>) -> Result<(), CommandError> {
-    if request.bytes().len() > WRITE_BYTES_MAX {
-        return Err(CommandError::WriteTooLarge);
-    }
-    match spec.keys(request).any(|key| key.len() > KEY_BYTES_MAX) {
-        true => Err(CommandError::KeyTooLong),
-        false => Ok(()),
     }
 }
 

@@ -22,8 +22,8 @@ async fn commit_unseen(log: &Log, target: &Target, records_max: usize) -> Result
     let items: Vec<_> = batch.iter().map(|(at, bytes)| Item::decode(at.0, bytes)).collect();
     let (records, dead) = Quarantine::default().sort(&items, None);
     let (from, to) = (cursor.sequence, batch.iter().last().unwrap().0.0);
-    let work =
-        Work { source: &source, fence: cursor.fence, from, to, records, dead, held: Vec::new() };
+    let (fence, held) = (cursor.fence, Vec::new());
+    let work = Work { source: &source, fence, from, to, records, layout: None, dead, held };
     writer.apply(&work).await?;
     // The same batch once more: what a delivery does that did not see the answer.
     match writer.apply(&work).await {

@@ -1,5 +1,6 @@
 //! The sinks against real databases: what reaches the rows, whatever happens on the way.
 
+mod ahead;
 mod casts;
 mod deliveries;
 mod equivalence;
@@ -9,5 +10,6 @@ pub(crate) mod memory;
 mod model;
 mod outage;
 mod overlay;
+mod pace;
 mod refusals;
 mod support;

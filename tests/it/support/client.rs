@@ -289,10 +289,13 @@ impl Client {
     }
 }
 
-/// Compares reply bytes, readable in the failure.
+/// Compares reply bytes, readable in the failure from a little before the first difference on.
 #[track_caller]
 pub(crate) fn assert_bytes(what: &str, got: &[u8], expected: &[u8]) {
-    assert!(got == expected, "{what}: got {:?}, expected {:?}", shown(got), shown(expected));
+    let same = got.iter().zip(expected).take_while(|(one, other)| one == other).count();
+    let from = same.saturating_sub(100);
+    let (left, right) = (shown(&got[from..]), shown(&expected[from..]));
+    assert!(got == expected, "{what}: behind {from} bytes got {left:?}, expected {right:?}");
 }
 
 /// One command as an array of bulk strings.
