@@ -356,9 +356,10 @@ fn a_hundred_clients_at_one_lost_profile_are_one_load() {
     let mut replies: Vec<i64> = clients.iter_mut().map(|client| client.reply().integer()).collect();
     replies.sort_unstable();
     assert_eq!(replies, (2..=101).collect::<Vec<i64>>());
-    // The warm-up counts a check when it begins it, so one of its own may be on the way.
+    // The warm-up counts a check when it begins it, so one of its own may be on the way now, and one
+    // may have been before.
     let made = asked_for(&setup) - before;
-    assert!((-0.5..1.5).contains(&made), "{made} loads");
+    assert!((-0.5..2.5).contains(&made), "{made} loads");
 }
 
 #[test]
