@@ -53,6 +53,12 @@ impl Schema {
         self.kinds.iter().find(|kind| kind.pattern.matches(key))
     }
 
+    /// Tells whether a key is that of a profile which Redis may lack (`cache_ttl`).
+    #[must_use]
+    pub fn is_cached(&self, key: &[u8]) -> bool {
+        self.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
+    }
+
     /// Returns the kinds in the order of the configuration.
     pub fn kinds(&self) -> &[Kind] {
         &self.kinds

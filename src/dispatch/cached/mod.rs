@@ -135,11 +135,6 @@ impl Drop for Visit {
 }
 
 impl Proxy {
-    /// Tells whether a key is that of a profile which Redis may lack.
-    pub(super) fn is_cached(&self, key: &[u8]) -> bool {
-        self.schema.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
-    }
-
     /// Says what a command does to profiles that Redis may lack; `None` if it names none, or is
     /// refused by others. What could not be exact is refused.
     pub(super) fn judge_cached(
@@ -150,7 +145,7 @@ impl Proxy {
     ) -> Result<Option<Use>, CommandError> {
         let watches = spec.route == Route::Transaction(Transaction::Watch);
         let concerns = names_profiles(spec) || watches;
-        if !concerns || !spec.keys(request).any(|key| self.is_cached(key)) {
+        if !concerns || !spec.keys(request).any(|key| self.schema.is_cached(key)) {
             return Ok(None);
         }
         let hold = client.hold.get();
@@ -228,7 +223,7 @@ impl Proxy {
         queue.for_each(|spec, request, _| {
             let Some(spec) = spec.filter(|spec| names_profiles(spec)) else { return };
             for key in spec.keys(request) {
-                match self.is_cached(key) {
+                match self.schema.is_cached(key) {
                     true => keys.push(key.to_vec()),
                     false => {
                         let writes = matches!(spec.route, Route::Profile(_));
@@ -265,7 +260,7 @@ impl Proxy {
             return Ok(Some(gate));
         }
         // Whatever a write in doubt has left in Redis is removed before anybody sees it.
-        match keys.iter().any(|key| self.is_cached(key) && hydration.is_in_doubt(key)) {
+        match keys.iter().any(|key| self.schema.is_cached(key) && hydration.is_in_doubt(key)) {
             true => Err(CommandError::Unloaded),
             false => Ok(None),
         }

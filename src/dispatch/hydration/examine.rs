@@ -155,7 +155,7 @@ impl Hydration {
         let held = self.comparable(key, &known, held);
         let same = Found { drift: None, done: Verdict::Leave };
         // Where Redis need not have it there is nothing to compare.
-        if held == Held::Nothing && self.is_cached(key) {
+        if held == Held::Nothing && self.schema.is_cached(key) {
             return Ok(same);
         }
         if compare(&known, &held, at_ms).is_none() {
@@ -166,7 +166,7 @@ impl Hydration {
         let look = timeout_at(deadline, self.settled_sides(key)).await;
         let (known, held, at_ms) = look.map_err(late)??;
         let held = self.comparable(key, &known, held);
-        if held == Held::Nothing && self.is_cached(key) {
+        if held == Held::Nothing && self.schema.is_cached(key) {
             return Ok(same);
         }
         let sides @ (known, held, at_ms) = &(known, held, at_ms);
@@ -243,7 +243,9 @@ impl Hydration {
         let verdict = remedy(drift, known, held, *at_ms, repair);
         match (verdict, known, held) {
             // It is brought in again when somebody names it.
-            (Verdict::Overwrite, ..) if self.is_cached(key) => self.replace(key, None).await?,
+            (Verdict::Overwrite, ..) if self.schema.is_cached(key) => {
+                self.replace(key, None).await?
+            }
             (Verdict::Fill | Verdict::Overwrite, Known::Live(profile), _) => {
                 self.replace(key, Some(profile)).await?;
             }

@@ -51,7 +51,7 @@ impl Proxy {
         let waits = |gate: Option<Rc<Gate>>| gate.map(Step::Load);
         // One that the table does not know may have its keys anywhere.
         let Some(spec) = spec else {
-            if hydration.caches && request.arguments(1).any(|key| self.is_cached(key)) {
+            if hydration.caches && request.arguments(1).any(|key| self.schema.is_cached(key)) {
                 return Err(CommandError::UnknownOnProfiles);
             }
             return hydration.touch(request.arguments(1), false).map(waits);

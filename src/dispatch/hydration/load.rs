@@ -58,7 +58,7 @@ impl Hydration {
                 (known, held)
             }
             // A write in doubt may have left part of a profile, which goes before the fence.
-            None if self.is_cached(key) => {
+            None if self.schema.is_cached(key) => {
                 (self.ask_database(key).await?, self.look(key, None).await?)
             }
             None => tokio::try_join!(self.ask_database(key), self.look(key, None))?,
@@ -74,8 +74,8 @@ impl Hydration {
             return Ok(Verdict::Right);
         }
         let verdict = match decide(&known, &held, at_ms, self.truth()) {
-            Verdict::Fill if self.is_cached(key) => Verdict::Absent,
-            Verdict::Overwrite if self.is_cached(key) => Verdict::Delete,
+            Verdict::Fill if self.schema.is_cached(key) => Verdict::Absent,
+            Verdict::Overwrite if self.schema.is_cached(key) => Verdict::Delete,
             verdict => verdict,
         };
         match (verdict, &known, held) {
@@ -145,19 +145,14 @@ impl Hydration {
         }
     }
 
-    /// Tells whether Redis may lack a profile.
-    pub(super) fn is_cached(&self, key: &[u8]) -> bool {
-        self.caches && self.schema.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
-    }
-
     /// What Redis holds, with the expiry that the profile itself has: the one in Redis only says how
     /// long a profile stays there that Redis may lack.
     pub(super) fn comparable(&self, key: &[u8], known: &Known, held: Held) -> Held {
         match (held, known) {
-            (Held::Hash(hash), Known::Live(live)) if self.is_cached(key) => {
+            (Held::Hash(hash), Known::Live(live)) if self.schema.is_cached(key) => {
                 Held::Hash(Profile { expires_ms: live.expires_ms, ..hash })
             }
-            (Held::Hash(hash), _) if self.is_cached(key) => {
+            (Held::Hash(hash), _) if self.schema.is_cached(key) => {
                 Held::Hash(Profile { expires_ms: None, ..hash })
             }
             (held, _) => held,

@@ -82,7 +82,7 @@ pub(in crate::dispatch) fn ask_for<'a>(
     batch: &mut Batch<Slot>,
 ) {
     for (ticket, key) in in_doubt {
-        if is_cached(schema, key) {
+        if schema.is_cached(key) {
             push_removal(batch, key, Slot::Removed { ticket });
             continue;
         }
@@ -98,10 +98,6 @@ pub(in crate::dispatch) fn ask_for<'a>(
     }
 }
 
-fn is_cached(schema: &Schema, key: &[u8]) -> bool {
-    schema.kind_of(key).is_some_and(|kind| kind.cache_ttl().is_some())
-}
-
 /// Adds the request that removes whatever a write in doubt has left of a profile which Redis may
 /// lack: it may be part of the profile only.
 pub(super) fn push_removal(batch: &mut Batch<Slot>, key: &[u8], slot: Slot) {
@@ -112,7 +108,7 @@ pub(super) fn push_removal(batch: &mut Batch<Slot>, key: &[u8], slot: Slot) {
 /// Returns the profiles that Redis may lack among those of writes in doubt with lower tickets.
 pub(super) fn cached_before(ledger: &Ledger, schema: &Schema, first_ticket: u64) -> Vec<Vec<u8>> {
     let in_doubt = ledger.in_doubt().range(..first_ticket).map(|(_, key)| key);
-    in_doubt.filter(|key| is_cached(schema, key)).cloned().collect()
+    in_doubt.filter(|key| schema.is_cached(key)).cloned().collect()
 }
 
 impl Outcome {
