@@ -51,8 +51,7 @@ impl FakeUpstream {
         })
     }
 
-    /// Waits for the next connection of the proxy and answers its handshake. One that begins with
-    /// PING is not meant: it only asks whether a silent upstream is busy, and gets no answer.
+    /// Waits for the next connection of the proxy and answers its handshake.
     #[track_caller]
     pub(crate) fn accept(&self) -> FakeLink {
         self.accept_as(IDENTITY)
@@ -61,30 +60,40 @@ impl FakeUpstream {
     /// The same for another Redis, or another life of one: these are lines of its INFO.
     #[track_caller]
     pub(crate) fn accept_as(&self, identity: &str) -> FakeLink {
-        let mut link = self.accept_silently();
-        let mut first = true;
+        let (mut link, mut request) = self.accept_with_request();
         loop {
-            let request = link.request();
-            if std::mem::take(&mut first) && request == [b"PING"] {
-                return self.accept();
-            }
             let last = is_last_of_handshake(&request);
             link.reply(handshake_reply_as(&request, identity));
             if last {
                 return link;
             }
+            request = link.request();
         }
     }
 
     /// Waits for the next private connection and answers its handshake: it has this id.
     #[track_caller]
     pub(crate) fn accept_private(&self, id: u64) -> FakeLink {
-        let mut link = self.accept_silently();
-        link.expect("CLIENT ID");
+        let (mut link, request) = self.accept_with_request();
+        assert_eq!(request, [b"CLIENT".as_slice(), b"ID"], "what the proxy has sent");
         link.reply(format!(":{id}\r\n"));
         let request = link.request();
         link.reply(handshake_reply(&request));
         link
+    }
+
+    /// Waits for the next connection of the proxy and what it says first. One that begins with PING
+    /// is not meant: it only asks whether a silent upstream is busy, and gets no answer. The proxy
+    /// may have hung up on it before it has said anything.
+    #[track_caller]
+    fn accept_with_request(&self) -> (FakeLink, Vec<Vec<u8>>) {
+        loop {
+            let mut link = self.accept_silently();
+            match link.next_request() {
+                Some(request) if request != [b"PING"] => return (link, request),
+                _ => {}
+            }
+        }
     }
 
     /// Waits for the next connection of the proxy and answers nothing.
