@@ -106,11 +106,16 @@ fn profiles_are_not_recorded_before_the_writes_of_both_protocols_have_come_back(
     // As much as no socket takes: what comes now waits in the proxy.
     let large = "x".repeat(1 << 20);
     let sets: Vec<_> = (0..24).map(|_| encode(&["SET", "other", &large])).collect();
-    scene.client.send(sets.concat());
+    let received =
+        || scene.setup.proxy.metrics().sum("profile_proxy_received_bytes_total", &[]) as usize;
+    let (sets, hello, write) = (sets.concat(), words("HELLO 3"), words("HSET user:1 a 1"));
+    let all = received() + sets.len() + hello.len() + write.len();
+    scene.client.send(sets);
     let mut newer = scene.setup.proxy.client();
-    newer.send(words("HELLO 3"));
+    newer.send(hello);
     newer.reply();
-    newer.send(words("HSET user:1 a 1"));
+    newer.send(write);
+    wait_until("all of it to be in the proxy", BOUND, || (received() >= all).then_some(()));
     scene.replace_database();
     for _ in 0..24 {
         assert_eq!(scene.lane.request()[0], b"SET");
