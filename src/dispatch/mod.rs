@@ -245,7 +245,7 @@ impl Proxy {
     /// Ends a batch of requests of one client: everything goes on its way.
     pub fn finish_batch(&self, client: &Client) {
         match &self.upstream {
-            Upstream::Redis(lane) => lane.wake(),
+            Upstream::Redis(lane) => lane.wake_or_send(&self.outcome),
             Upstream::Embedded(_) => {
                 crate::upstream::Receiver::settle(&mut *self.outcome.borrow_mut())
             }

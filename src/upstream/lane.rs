@@ -13,15 +13,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Batch, Config, Failure, Home, Receiver, RedisAddress, Server, Slot, UpstreamError, handshake,
-    link::{Flight, Link},
-    probe::Probe,
+    Batch, Config, Failure, Home, Receiver, RedisAddress, Server, Slot, UpstreamError,
+    flight::Flight, handshake, link::Link, outbound::Shared, probe::Probe,
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
 
 /// The pauses between attempts to connect.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// A batch of so many bytes is sent at once. Smaller ones cost Redis and the kernel more than they
+/// gain; with larger ones Redis waits for the worker, and then the worker for Redis.
+const EARLY_BYTES: usize = 8 << 10;
 
 /// What can be expected of the link right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,8 @@ pub(super) struct Queue<S> {
     resp3: Cell<bool>,
     version: RefCell<String>,
     home: Home,
+    /// The sending half of the link, while it is up.
+    outbound: RefCell<Option<Shared<S>>>,
 }
 
 impl<S: Slot> Lane<S> {
@@ -81,6 +86,7 @@ impl<S: Slot> Lane<S> {
                 resp3: Cell::new(true),
                 version: RefCell::new("0.0.0".to_owned()),
                 home: Home::default(),
+                outbound: RefCell::new(None),
             }),
         }
     }
@@ -149,6 +155,18 @@ impl<S: Slot> Lane<S> {
         }
     }
 
+    /// The same, and sends a large batch at once, so that Redis need not wait for the other clients
+    /// whose requests are to be run in the same turn of the worker.
+    pub fn wake_or_send<R: Receiver<Slot = S>>(&self, receiver: &RefCell<R>) {
+        self.wake();
+        if self.queue.waiting_bytes() >= EARLY_BYTES
+            && let Some(outbound) = &*self.queue.outbound.borrow()
+        {
+            // What goes wrong here goes wrong again when the task of the link sends.
+            let _ = outbound.borrow_mut().depart(&self.queue, &mut *receiver.borrow_mut());
+        }
+    }
+
     /// Waits until the first attempt to make a link has succeeded or failed.
     pub async fn attempted(&self) {
         self.queue.attempted.notified().await;
@@ -213,7 +231,7 @@ impl<S: Slot> Lane<S> {
         let mut first = Batch::new(Protocol::Resp2);
         receiver.recover(&mut first, server);
         if !first.is_empty() {
-            link.send(first, receiver);
+            link.outbound().borrow_mut().send(first, receiver);
         }
     }
 
@@ -226,6 +244,7 @@ impl<S: Slot> Lane<S> {
         backoff: &mut Backoff,
     ) -> Option<UpstreamError> {
         self.queue.state.set(LinkState::Up);
+        self.queue.outbound.replace(Some(link.outbound()));
         self.queue.attempted.notify_one();
         let end = tokio::select! {
             biased;
@@ -237,9 +256,10 @@ impl<S: Slot> Lane<S> {
             backoff.reset();
         }
         self.queue.state.set(LinkState::Down);
+        self.queue.outbound.replace(None);
         self.queue.set_busy(None);
         let mut receiver = receiver.borrow_mut();
-        link.fail_all(&mut *receiver);
+        link.outbound().borrow_mut().fail_all(&mut *receiver);
         for batch in self.queue.waiting.borrow_mut().iter_mut() {
             let empty = Batch::new(batch.protocol);
             let mut flight = Flight::waiting(std::mem::replace(batch, empty));
@@ -287,6 +307,11 @@ impl<S> Queue<S> {
             Protocol::Resp3 => resp3,
         };
         std::mem::replace(slot, Batch { protocol, ..empty })
+    }
+
+    /// Returns how many bytes wait.
+    fn waiting_bytes(&self) -> usize {
+        self.waiting.borrow().iter().map(|batch| batch.bytes.len()).sum()
     }
 
     /// Tells whether anything waits.

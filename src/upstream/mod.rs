@@ -9,10 +9,12 @@
 
 mod address;
 mod batch;
+mod flight;
 mod handshake;
 mod home;
 mod lane;
 mod link;
+mod outbound;
 mod output;
 mod pool;
 mod private;

@@ -1,0 +1,81 @@
+//! A batch on its way over a link, and how far its replies have come.
+
+use tokio::time::Instant;
+
+use super::{Batch, Failure, Receiver, Slot};
+
+/// A batch whose slots wait for replies, in their order.
+pub(super) struct Flight<S> {
+    pub(super) batch: Batch<S>,
+    /// The slot whose turn it is.
+    pub(super) slot: usize,
+    /// Replies that this slot has had.
+    pub(super) had: u32,
+    notes_at: usize,
+    /// Replies to the proxy's own requests in front of the batch; nobody waits for them.
+    pub(super) swallow: u32,
+    /// The batch was refused before it was sent; its slots fail when their turn comes.
+    pub(super) refused: bool,
+    pub(super) sent_at: Instant,
+    /// Offset of the batch's first byte in everything that was ever queued for the socket.
+    pub(super) starts_at: u64,
+}
+
+impl<S: Slot> Flight<S> {
+    /// Makes the flight of a batch none of whose slots has had anything.
+    pub(super) fn waiting(batch: Batch<S>) -> Self {
+        Self {
+            batch,
+            slot: 0,
+            had: 0,
+            notes_at: 0,
+            swallow: 0,
+            refused: false,
+            sent_at: Instant::now(),
+            starts_at: 0,
+        }
+    }
+
+    /// Returns how many replies belong to the slot whose turn it is.
+    pub(super) fn owed(&self) -> u32 {
+        self.batch.slots.get(self.slot).map_or(0, Slot::replies)
+    }
+
+    /// Tells whether that slot wants its replies together.
+    pub(super) fn is_whole(&self) -> bool {
+        self.batch.slots.get(self.slot).is_some_and(Slot::whole)
+    }
+
+    fn advance(&mut self) {
+        self.notes_at += self.batch.slots.get(self.slot).map_or(0, Slot::note_bytes);
+        self.slot += 1;
+        self.had = 0;
+    }
+
+    /// Tells every slot that is left that no more replies will come.
+    pub(super) fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure<'_>) {
+        while let Some(slot) = self.batch.slots.get(self.slot) {
+            let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
+            receiver.failed(slot, notes, slot.replies() - self.had, failure);
+            self.advance();
+        }
+    }
+
+    /// Hands replies to the slot whose turn it is.
+    pub(super) fn deliver<R: Receiver<Slot = S>>(
+        &mut self,
+        receiver: &mut R,
+        input: &[u8],
+        range: std::ops::Range<usize>,
+        count: u32,
+    ) {
+        if let Some(slot) = self.batch.slots.get(self.slot) {
+            let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
+            receiver.replies(slot, notes, input.get(range).unwrap_or_default(), count);
+            self.had += count;
+            if self.had == slot.replies() {
+                self.advance();
+            }
+        }
+    }
+}
