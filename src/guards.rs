@@ -20,12 +20,24 @@ pub enum Guard {
     Tombstones,
     /// Every transaction takes the rows of a batch in the order of their keys.
     Sorting,
+    /// A profile that Redis may lack is written by one command at a time.
+    Claims,
+    /// What a write in doubt has left of a profile that Redis may lack is removed.
+    Removal,
 }
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 6] =
-        [Self::Intents, Self::Overlay, Self::Epochs, Self::Fence, Self::Tombstones, Self::Sorting];
+    pub const ALL: [Self; 8] = [
+        Self::Intents,
+        Self::Overlay,
+        Self::Epochs,
+        Self::Fence,
+        Self::Tombstones,
+        Self::Sorting,
+        Self::Claims,
+        Self::Removal,
+    ];
 
     /// The name in the variable.
     #[must_use]
@@ -37,6 +49,8 @@ impl Guard {
             Self::Fence => "fence",
             Self::Tombstones => "tombstones",
             Self::Sorting => "sorting",
+            Self::Claims => "claims",
+            Self::Removal => "removal",
         }
     }
 

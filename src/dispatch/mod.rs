@@ -231,8 +231,9 @@ impl Proxy {
         match self.steps(client, request) {
             Ok(step) => step,
             Err(error) => {
-                // What was compared for a command that is refused is no answer to the next one.
+                // What was done for a command that is refused says nothing about the next one.
                 client.examined.take();
+                client.again.set(false);
                 if error.aborts() {
                     Self::abort(client);
                 }

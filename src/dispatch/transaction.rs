@@ -177,7 +177,7 @@ impl Proxy {
             return Ok(step);
         }
         let verdict = match self.captured(client, spec, request) {
-            Some((write, kind)) => self.check_write(spec, kind, write, request),
+            Some((write, kind)) => self.check_write(spec, kind, write, request, false),
             None => self.check_queued(client, spec, request).map(|()| Guard::None),
         };
         self.enqueue(client, request, verdict)

@@ -2,15 +2,16 @@
 //! one.
 //!
 //! ```text
-//! profile-proxy epoch 2
+//! profile-proxy epoch 3
 //! run_id 7d4c...          INFO server
 //! replication_id 91aa...  INFO replication
 //! role master
 //! eviction noeviction     '-' where Redis does not tell
 //! cached session          kinds of profiles that Redis may lack, '-' for none
+//! cached_before -         kinds that it was free to lack before, while the epoch is not settled
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
 //! settled true            every profile was checked in this epoch
-//! truth database          who is right where both sides differ while it is not
+//! replaced false          the database lacks what the journal has let go of, while it is not
 //! ```
 //!
 //! The file is replaced as a whole: written beside it, synced, renamed, and the folder synced. One
@@ -22,9 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Truth;
-
-const HEAD: &str = "profile-proxy epoch 2";
+const HEAD: &str = "profile-proxy epoch 3";
 
 /// What tells one life of Redis from another.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,11 +64,37 @@ pub struct EpochRecord {
     pub first_ticket: u64,
     /// Every profile was checked.
     pub settled: bool,
-    /// Who is right while it is not.
-    pub truth: Truth,
+    /// The database is another one than before and lacks what the journal has let go of, so Redis is
+    /// right in everything until every profile was checked.
+    pub replaced: bool,
+    /// The kinds of profiles that had `cache_ttl` before, with a space between them: until they were
+    /// checked, an expiry in Redis may be how long it was to keep its copy.
+    pub cached_before: String,
 }
 
 impl EpochRecord {
+    /// Begins an epoch behind another one; what was not settled there is not settled by the change.
+    #[must_use]
+    pub fn after(before: Option<&Self>, epoch: Epoch, first_ticket: u64) -> Self {
+        let unsettled = before.filter(|before| !before.settled);
+        let replaced = unsettled.is_some_and(|before| before.replaced);
+        let earlier = unsettled.map_or("", |before| before.cached_before.as_str());
+        let cached = before.map_or("", |before| before.epoch.cached.as_str());
+        let now: Vec<&str> = epoch.cached.split(' ').collect();
+        let mut kinds: Vec<&str> = cached.split(' ').chain(earlier.split(' ')).collect();
+        kinds.retain(|kind| !kind.is_empty() && !now.contains(kind));
+        kinds.sort_unstable();
+        kinds.dedup();
+        let cached_before = kinds.join(" ");
+        Self { epoch, first_ticket, settled: false, replaced, cached_before }
+    }
+
+    /// Tells whether a kind of profiles had `cache_ttl` before, and not all of them were checked since.
+    #[must_use]
+    pub fn was_cached(&self, kind: &str) -> bool {
+        self.cached_before.split(' ').any(|name| name == kind)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.strip_prefix(HEAD)?.lines().skip(1);
         let mut take = |name: &str| {
@@ -80,24 +105,26 @@ impl EpochRecord {
         let replication_id = take("replication_id")?;
         let role = take("role")?;
         let eviction = Some(take("eviction")?).filter(|policy| policy != "-");
-        let cached = Some(take("cached")?).filter(|kinds| kinds != "-").unwrap_or_default();
+        let mut kinds =
+            |name| take(name).map(|kinds| if kinds == "-" { String::new() } else { kinds });
+        let (cached, cached_before) = (kinds("cached")?, kinds("cached_before")?);
         let first_ticket = take("first_ticket")?.parse().ok()?;
         let settled = take("settled")?.parse().ok()?;
-        let truth = Truth::named(&take("truth")?)?;
+        let replaced = take("replaced")?.parse().ok()?;
         let epoch = Epoch { run_id, replication_id, role, eviction, cached };
-        Some(Self { epoch, first_ticket, settled, truth })
+        Some(Self { epoch, first_ticket, settled, replaced, cached_before })
     }
 
     fn text(&self) -> String {
-        let Self { epoch, first_ticket, settled, truth } = self;
-        let truth = truth.name();
+        let Self { epoch, first_ticket, settled, replaced, cached_before } = self;
         let Epoch { run_id, replication_id, role, eviction, cached } = epoch;
-        let cached = if cached.is_empty() { "-" } else { cached };
+        let [cached, cached_before] =
+            [cached, cached_before].map(|kinds| if kinds.is_empty() { "-" } else { kinds });
         let eviction = eviction.as_deref().unwrap_or("-");
         format!(
             "{HEAD}\nrun_id {run_id}\nreplication_id {replication_id}\nrole {role}\n\
-             eviction {eviction}\ncached {cached}\nfirst_ticket {first_ticket}\nsettled {settled}\n\
-             truth {truth}\n"
+             eviction {eviction}\ncached {cached}\ncached_before {cached_before}\n\
+             first_ticket {first_ticket}\nsettled {settled}\nreplaced {replaced}\n"
         )
     }
 }
@@ -150,7 +177,13 @@ mod tests {
             eviction: Some("allkeys-lru".into()),
             cached: "session token".into(),
         };
-        EpochRecord { epoch, first_ticket: 1042, settled: true, truth: Truth::Database }
+        EpochRecord {
+            epoch,
+            first_ticket: 1042,
+            settled: true,
+            replaced: false,
+            cached_before: "visit".into(),
+        }
     }
 
     #[test]
@@ -161,8 +194,9 @@ mod tests {
         let record = record();
         file.write(&record).unwrap();
         assert_eq!(file.read(), Some(record.clone()));
-        let epoch = Epoch { eviction: None, cached: String::new(), ..record.epoch };
-        let later = EpochRecord { epoch, first_ticket: 2000, settled: false, truth: Truth::Redis };
+        let epoch = Epoch { eviction: None, cached: String::new(), ..record.epoch.clone() };
+        let later = EpochRecord { epoch, first_ticket: 2000, replaced: true, ..record };
+        let later = EpochRecord { settled: false, cached_before: String::new(), ..later };
         file.write(&later).unwrap();
         assert_eq!(file.read(), Some(later));
     }
@@ -180,6 +214,20 @@ mod tests {
         let nameless = Epoch { run_id: String::new(), ..record().epoch };
         assert!(!nameless.is(&nameless.clone()));
         assert!(record().epoch.is(&record().epoch));
+    }
+
+    #[test]
+    fn what_was_not_settled_is_still_not_settled_behind_a_change() {
+        let epoch = |cached: &str| Epoch { cached: cached.into(), ..Epoch::default() };
+        let settled = EpochRecord { replaced: true, ..record() };
+        let next = EpochRecord::after(Some(&settled), epoch("token"), 7);
+        assert_eq!((next.replaced, next.cached_before.as_str()), (false, "session"));
+        let unsettled = EpochRecord { replaced: true, ..next };
+        let next = EpochRecord::after(Some(&unsettled), epoch(""), 9);
+        assert_eq!((next.replaced, next.cached_before.as_str()), (true, "session token"));
+        let next = EpochRecord::after(Some(&next), epoch("session"), 9);
+        assert_eq!(next.cached_before, "token");
+        assert_eq!(EpochRecord::after(None, epoch("session"), 1).cached_before, "");
     }
 
     #[test]

@@ -59,23 +59,6 @@ pub enum Truth {
     Redis,
 }
 
-impl Truth {
-    /// Returns the name in the configuration and in the file of the epoch.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Database => "database",
-            Self::Redis => "redis",
-        }
-    }
-
-    /// Finds one by its name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Database, Self::Redis].into_iter().find(|truth| truth.name() == name)
-    }
-}
-
 /// What is to be done so that the profile in Redis can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

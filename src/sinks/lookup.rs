@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -40,6 +40,8 @@ pub struct Lookup {
     status: Arc<Status>,
     timeout: Duration,
     overlay: Option<Overlay>,
+    /// The database is another one, which lacks what the journal has let go of.
+    replaced: watch::Receiver<bool>,
     /// What the rows must have: everything that the overlay does not.
     rows_to: u64,
     overlay_from: Instant,
@@ -64,6 +66,7 @@ impl Lookup {
         Self {
             journal,
             rows: database.rows(),
+            replaced: status.replaced(),
             status,
             timeout: config.timeout,
             overlay: None,
@@ -155,6 +158,11 @@ impl Lookup {
 
     /// Reads what is pending, unless it was read or there is nothing.
     async fn lay(&mut self, delivered: u64, appended: u64) -> Result<(), SinkError> {
+        // What the journal has let go of is pending no more: another database never gets it.
+        if self.replaced.has_changed().unwrap_or(false) {
+            self.replaced.borrow_and_update();
+            self.overlay = None;
+        }
         // A database that was set back has a cursor before the overlay: it lacks what was delivered
         // before.
         let mut kept = self.overlay.take().filter(|overlay| overlay.from <= delivered);
@@ -337,4 +345,50 @@ fn whole(found: Vec<(Vec<u8>, Result<Known, Away>)>) -> Result<Vec<(Vec<u8>, Kno
     let each = found.into_iter().map(|(key, known)| Ok((key, known?)));
     let all: Result<_, Away> = each.collect();
     all.map_err(|Away| SinkError::plain(FailureClass::Data, "row"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{self, SyncMode};
+    use crate::profile::ChangeBuilder;
+    use crate::sinks::Delivery;
+
+    /// What is pending while clients write all the time is never nothing, so it is never let go of as
+    /// a whole.
+    #[tokio::test]
+    async fn changes_that_are_delivered_do_not_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = journal::Config { sync: SyncMode::Os, ..journal::Config::default() };
+        let mut opened = journal::open(&folder.path().join("journal"), &config).unwrap();
+        for ticket in 1..=110_100 {
+            let mut change = Vec::new();
+            let builder =
+                ChangeBuilder::begin(&mut change, ticket, 1, "user", "hset", "", b"user:1");
+            builder.fields().set(format!("f{}", ticket % 64).as_bytes(), b"1");
+            opened.writer.record(&[&change]);
+        }
+        opened.writer.commit().unwrap();
+        let database = Database::open("sqlite://never/opened.db", &[], &Config::default()).unwrap();
+        let delivery = Delivery::new(opened.journal.clone(), &database, Config::default());
+        let status = delivery.status();
+        let mut lookup =
+            Lookup::new(opened.journal, &database, Arc::clone(&status), &Config::default());
+        let mut lay = async |delivered, appended| {
+            lookup.lay(delivered, appended).await.unwrap();
+            let overlay = lookup.overlay.as_ref().unwrap();
+            assert_eq!(lookup.rows_to, overlay.from);
+            (overlay.from, overlay.to)
+        };
+        assert_eq!(lay(0, 50).await, (0, 50));
+        assert_eq!(lay(40, 60).await, (0, 60), "read further");
+        assert_eq!(lay(40, 50).await, (0, 60), "read already");
+        status.set_replaced();
+        assert_eq!(lay(30, 60).await, (30, 60), "the journal may have let go of what was read");
+        assert_eq!(lay(40, 60).await, (30, 60));
+        assert_eq!(lay(59, 110_000).await, (30, 110_000));
+        assert_eq!(lay(20_000, 110_010).await, (30, 110_010), "the database lacks most of it");
+        assert_eq!(lay(109_990, 110_010).await, (30, 110_010), "nothing is to be read");
+        assert_eq!(lay(109_990, 110_100).await, (109_990, 110_100), "it has nearly all of it");
+    }
 }

@@ -1,4 +1,5 @@
-//! Profiles whose kind has `cache_ttl`: Redis evicts them as it likes, and nobody notices.
+//! Profiles whose kind has `cache_ttl`: Redis evicts them as it likes, and nobody notices. What befalls
+//! the link is in `cache_faults`, the other settings of a kind are in `cache_kinds`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,9 +15,9 @@ use crate::support::redis::Redis;
 use crate::support::setup::Setup;
 use crate::support::wait_until;
 
-const BOUND: Duration = Duration::from_secs(30);
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
 
-const LONG: &str = r#"
+pub(crate) const LONG: &str = r#"
 upstream_timeout = "3s"
 [[profile]]
 name = "user"
@@ -48,14 +49,14 @@ key = "staff:{id}"
 unknown_fields = "allow"
 "#;
 
-const LOST: [&str; 4] = [
+pub(crate) const LOST: [&str; 4] = [
     "lost the upstream",
     "the upstream cannot be reached",
     "database lost",
     "profiles cannot be looked up",
 ];
 
-fn start_on(redis: Redis, config: &str) -> Setup {
+pub(crate) fn start_on(redis: Redis, config: &str) -> Setup {
     let postgres = Postgres::start();
     let allowing = |options: ProxyOptions, text: &&str| options.allows_log(text);
     let options = LOST.iter().fold(Proxy::options().config(config), allowing);
@@ -66,26 +67,26 @@ fn start_on(redis: Redis, config: &str) -> Setup {
     setup
 }
 
-fn start(config: &str) -> Setup {
+pub(crate) fn start(config: &str) -> Setup {
     start_on(Redis::start(), config)
 }
 
-fn command(client: &mut Client, line: &str) -> Reply {
+pub(crate) fn command(client: &mut Client, line: &str) -> Reply {
     client.command(&line.split(' ').collect::<Vec<_>>())
 }
 
-fn hgetall(client: &mut Client, key: &str) -> BTreeMap<String, String> {
+pub(crate) fn hgetall(client: &mut Client, key: &str) -> BTreeMap<String, String> {
     let reply = client.command(&["HGETALL", key]);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     reply.pairs().into_iter().map(|(name, value)| (text(&name), text(value.bytes()))).collect()
 }
 
-fn fields(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub(crate) fn fields(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 #[track_caller]
-fn error_of(client: &mut Client, line: &str) -> String {
+pub(crate) fn error_of(client: &mut Client, line: &str) -> String {
     match command(client, line) {
         Reply::Error(text) => text,
         other => panic!("{line} was answered {other:?}"),
@@ -93,12 +94,12 @@ fn error_of(client: &mut Client, line: &str) -> String {
 }
 
 /// Removes a profile from Redis past the proxy, as an eviction does.
-fn evict(setup: &Setup, key: &str) {
+pub(crate) fn evict(setup: &Setup, key: &str) {
     let gone = setup.store_client().command(&["UNLINK", key]);
     assert_eq!(gone, Reply::Integer(1), "{key} was not in Redis");
 }
 
-fn row(setup: &Setup, key: &str) -> Option<BTreeMap<String, String>> {
+pub(crate) fn row(setup: &Setup, key: &str) -> Option<BTreeMap<String, String>> {
     let rows = setup.database_profiles();
     let fields = rows.get(key)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

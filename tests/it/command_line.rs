@@ -66,6 +66,36 @@ fn check_names_all_faults_with_file_line_and_column() {
 }
 
 #[test]
+fn check_names_each_fault_of_a_cache_ttl() {
+    let kinds = [
+        ("zero", "cache_ttl = \"0s\""),
+        ("short", "cache_ttl = \"999ms\""),
+        ("above", "cache_ttl = \"61m\"\nttl = \"1h\""),
+        ("long", "cache_ttl = \"101years\""),
+        ("word", "cache_ttl = \"soon\""),
+        ("number", "cache_ttl = 3600"),
+        ("fine", "cache_ttl = \"1h\"\nttl = \"1h\""),
+        ("least", "cache_ttl = \"1s\""),
+    ];
+    let mut config = String::new();
+    for (name, settings) in kinds {
+        config += &format!("[[profile]]\nname = \"{name}\"\nkey = \"{name}:{{id}}\"\n{settings}\n");
+    }
+    let output = run(&["check", "--config", "faulty.toml"], &[], Some(&config));
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{}", text(&output));
+    let said = text(&output);
+    let bounds = "expected a duration from 1s to ttl, at most 100years; leave cache_ttl out to have \
+                  Redis keep every profile";
+    let (word, quotes) = ("expected a duration such as \"365d\"", "expected a text in quotes");
+    let expected = [(4, bounds), (8, bounds), (12, bounds), (17, bounds), (21, word), (25, quotes)];
+    for (line, fault) in expected {
+        let fault = format!("faulty.toml:{line}:13: {fault}");
+        assert!(said.contains(&fault), "no {fault} in: {said}");
+    }
+    assert_eq!(said.matches("faulty.toml:").count(), expected.len(), "{said}");
+}
+
+#[test]
 fn unknown_settings_and_flags_are_refused() {
     let config = format!("lissen = \"127.0.0.1:6380\"\n{KIND}");
     let output = run(&["check", "--config", "faulty.toml"], &[], Some(&config));

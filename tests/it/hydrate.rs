@@ -56,14 +56,14 @@ fn start(config: &str) -> Setup {
 /// Restarts Redis, which holds nothing then but what it has saved, and waits for the proxy to be
 /// linked.
 #[track_caller]
-fn restart_redis(setup: &mut Setup) {
+pub(crate) fn restart_redis(setup: &mut Setup) {
     let links = setup.proxy.metrics().sum("profile_proxy_upstream_links_total", &[]);
     setup.redis.as_mut().expect("a Redis").restart();
     wait_for_link(&setup.proxy, links);
 }
 
 #[track_caller]
-fn wait_for_link(proxy: &Proxy, links: f64) {
+pub(crate) fn wait_for_link(proxy: &Proxy, links: f64) {
     wait_until("a new link", BOUND, || {
         let metrics = proxy.metrics();
         let made = metrics.sum("profile_proxy_upstream_links_total", &[]);
@@ -540,10 +540,14 @@ fn redis_is_right_where_it_is_configured_to_be() {
     assert_eq!(setup.database_profiles()["user:1"].len(), 2);
 }
 
-/// Another database than before, and a journal that has let go of what the former one had.
 #[test]
 fn a_database_that_was_lost_gets_every_profile_whole_from_redis() {
-    let config = format!("{FAST}\n[journal]\nsegment_bytes_max = \"1MiB\"\n");
+    lose_the_database(FAST);
+}
+
+/// Another database than before, and a journal that has let go of what the former one had.
+pub(crate) fn lose_the_database(config: &str) {
+    let config = format!("{config}\n[journal]\nsegment_bytes_max = \"1MiB\"\n");
     let setup = Setup::servers_with(
         options(&config).allows_log("the database is").allows_log("pending changes"),
     );

@@ -8,6 +8,8 @@
 mod admin;
 mod bad_input;
 mod busy_script;
+mod cache_faults;
+mod cache_kinds;
 mod cache_mode;
 mod client_command;
 mod client_matrix;

@@ -274,7 +274,6 @@ impl Client {
         let field = |random: &mut Random| ["a", "b", "c"][random.below(3) as usize].to_owned();
         let random = &mut self.random;
         let short = key.starts_with(SHORT);
-        let lasts = self.shared.rig.cached;
         match random.below(100) {
             0..26 => {
                 let names = 1 + random.below(2);
@@ -284,8 +283,9 @@ impl Client {
             26..46 => Action::Add { field: "count".to_owned(), by: number as i64 },
             46..54 => Action::Remove(vec![field(random), format!("x{number}")]),
             54..58 => Action::Delete,
-            58..60 if !short && !lasts => Action::Expire { at_ms: 4_000_000_000_000 + number },
-            58..68 if short && !lasts => {
+            // Where Redis may lack profiles these two are refused.
+            58..60 if !short => Action::Expire { at_ms: 4_000_000_000_000 + number },
+            58..68 if short => {
                 Action::Expire { at_ms: self.shared.rig.world.now_ms() + 20 + random.below(300) }
             }
             // The schema knows two values of this field.
@@ -333,8 +333,8 @@ impl Client {
 }
 
 fn is_refusal(reply: &[u8]) -> bool {
-    let text = reply.strip_prefix(b"-").unwrap_or_default();
-    REFUSALS.iter().any(|word| text.starts_with(word.as_bytes()))
+    let text = String::from_utf8_lossy(reply.strip_prefix(b"-").unwrap_or_default());
+    REFUSALS.iter().any(|word| text.starts_with(word)) || text.contains("cache_ttl")
 }
 
 fn is_unknown(reply: &[u8]) -> bool {

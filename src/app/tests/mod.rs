@@ -245,6 +245,16 @@ fn without_tombstones_the_simulation_finds_a_violation() {
     assert_needed(Guard::Tombstones);
 }
 
+#[test]
+fn without_claims_the_simulation_finds_a_violation() {
+    assert_needed(Guard::Claims);
+}
+
+#[test]
+fn without_removal_the_simulation_finds_a_violation() {
+    assert_needed(Guard::Removal);
+}
+
 /// A schedule in which Redis is killed and started at these moments, and nothing else happens.
 fn restarts(
     seed: u64,

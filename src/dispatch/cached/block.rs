@@ -9,8 +9,9 @@
 //! EXEC
 //! ```
 //!
-//! Redis never keeps a profile for longer than the profile itself lasts, so one that has expired
-//! is missed in Redis and found expired in the database.
+//! Redis keeps a profile for no longer than the profile itself lasts, so one that has expired is
+//! missed in Redis and found expired in the database. Only where `cache_ttl` is nearly `ttl` it may
+//! stay longer, by what an expiry is rounded; a write that meets it then has met a profile.
 
 use std::rc::Rc;
 
@@ -90,7 +91,8 @@ impl Proxy {
             }
             Route::Profile(write) => match self.profile_of(spec, request) {
                 Some(kind) => {
-                    let guard = self.check_write(spec, kind, write, request)?;
+                    let again = brought.is_some();
+                    let guard = self.check_write(spec, kind, write, request, again)?;
                     Some(self.plan(spec, write, request, kind, guard))
                 }
                 None => return Err(CommandError::Unloaded),

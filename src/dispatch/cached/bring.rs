@@ -8,7 +8,9 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::{Stage, Visit};
-use crate::dispatch::{CommandError, Hydration, JournalTrouble, Slot, now_ms};
+use crate::dispatch::{
+    CommandError, Hydration, JournalTrouble, Slot, now_ms, outcome::recovery::push_removal,
+};
 use crate::{
     hydrate::{Held, Known, Profile, Question},
     resp::{Protocol, framed, push_command},
@@ -83,8 +85,7 @@ impl Hydration {
         self.lane.submit(Protocol::Resp2, |batch| {
             if let (Some(visited), [_, ..]) = (visit.keys.first(), missed.as_slice()) {
                 for ticket in &missed {
-                    push_command(&mut batch.bytes, &[b"UNLINK", &*visited.key], |_, _| {});
-                    batch.slots.push(Slot::Removed { ticket: *ticket });
+                    push_removal(batch, &visited.key, Slot::Removed { ticket: *ticket });
                 }
             }
             for visited in &visit.keys {

@@ -195,15 +195,15 @@ impl Proxy {
             return Ok(Some(Step::Drain));
         }
         let keys: Vec<&[u8]> = spec.keys(request).collect();
-        let alone = client.goes_alone.take();
-        let reads = use_ == Use::Reads && !alone;
+        let again = client.again.take();
+        let reads = use_ == Use::Reads && !again;
         if let Some(gate) = self.approach(hydration, &keys, reads)? {
-            client.goes_alone.set(alone);
+            client.again.set(again);
             return Ok(Some(Step::Load(gate)));
         }
         let visit = Visit::claim(hydration, client, &keys, reads);
         match use_ {
-            _ if alone => Ok(Some(Self::bring(hydration, client, visit))),
+            _ if again => Ok(Some(Self::bring(hydration, client, visit))),
             Use::WritesSeveral => Ok(Some(Self::bring(hydration, client, visit))),
             Use::Reads | Use::Writes => self.send_visit(client, visit, request, None).map(Some),
         }
@@ -242,6 +242,7 @@ impl Proxy {
         if client.owed() > 0 {
             return Ok(Some(Step::Drain));
         }
+        client.again.set(false);
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         if let Some(gate) = self.approach(hydration, &keys, false)? {
             return Ok(Some(Step::Load(gate)));
@@ -291,13 +292,14 @@ impl Proxy {
             Stage::Missed if visit.reads => {
                 drop(visit);
                 // As long as there is no profile, the next try would miss it as well.
-                client.goes_alone.set(true);
+                client.again.set(true);
                 return self.run(client, request);
             }
             Stage::Missed => Ok(Self::bring(hydration, client, visit)),
             // Something has become of the profiles that were read.
             Stage::Brought(Ok(_)) if visit.generation != hydration.generation() => {
                 drop(visit);
+                client.again.set(true);
                 return self.run(client, request);
             }
             Stage::Brought(Ok(brought)) => self.send_visit(client, visit, request, Some(&brought)),

@@ -129,8 +129,8 @@ pub struct Client {
     visit: RefCell<Option<Rc<Visit>>>,
     /// There is one.
     visits: Cell<bool>,
-    /// The next request is a read that has missed a profile.
-    pub(super) goes_alone: Cell<bool>,
+    /// The next request was tried, and did not find profiles that Redis may lack as they are.
+    pub(super) again: Cell<bool>,
     /// The comparison that `PROFILE.CHECK` waits for.
     pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
@@ -192,7 +192,7 @@ impl Client {
             unloaded: Cell::new(None),
             visit: RefCell::default(),
             visits: Cell::new(false),
-            goes_alone: Cell::new(false),
+            again: Cell::new(false),
             examined: RefCell::default(),
             closed: Cell::new(false),
             wake: Notify::new(),

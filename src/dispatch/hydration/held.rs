@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use crate::dispatch::Gate;
+use crate::{dispatch::Gate, guards::Guard};
 
 /// Profiles that are compared at once.
 const COMPARED_MAX: usize = 64;
@@ -75,6 +75,9 @@ impl HeldKeys {
         }
         let mut keys = self.keys.borrow_mut();
         let Some(held) = keys.get_mut(key) else { return false };
+        if held.claimed && !Guard::Claims.is_up() {
+            return false;
+        }
         if reads && held.readers > 0 && !held.wanted {
             return false;
         }

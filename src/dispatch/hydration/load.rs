@@ -63,6 +63,7 @@ impl Hydration {
             }
             None => tokio::try_join!(self.ask_database(key), self.look(key, None))?,
         };
+        let formerly = self.was_cached(key);
         let held = self.comparable(key, &known, held);
         if self.generation() != generation {
             return Err(CommandError::UpstreamDown);
@@ -73,9 +74,11 @@ impl Hydration {
         if self.is_trusted() {
             return Ok(Verdict::Right);
         }
-        let verdict = match decide(&known, &held, at_ms, self.truth()) {
+        let verdict = match decide(&known, &held, at_ms, self.truth(key)) {
             Verdict::Fill if self.schema.is_cached(key) => Verdict::Absent,
             Verdict::Overwrite if self.schema.is_cached(key) => Verdict::Delete,
+            // Redis was to let go of it.
+            Verdict::Right if formerly => Verdict::Overwrite,
             verdict => verdict,
         };
         match (verdict, &known, held) {
@@ -83,7 +86,13 @@ impl Hydration {
                 self.replace(key, Some(profile)).await?;
             }
             (Verdict::Delete, ..) => self.replace(key, None).await?,
-            (Verdict::Adopt, _, Held::Hash(profile)) => return self.adopt(key, &profile, "adopt"),
+            (Verdict::Adopt, _, Held::Hash(profile)) => {
+                let adopted = self.adopt(key, &profile, "adopt")?;
+                if formerly {
+                    self.replace(key, Some(&profile)).await?;
+                }
+                return Ok(adopted);
+            }
             _ => {}
         }
         Ok(verdict)
@@ -146,16 +155,17 @@ impl Hydration {
     }
 
     /// What Redis holds, with the expiry that the profile itself has: the one in Redis only says how
-    /// long a profile stays there that Redis may lack.
+    /// long a profile stays there that Redis may lack, or might until now.
     pub(super) fn comparable(&self, key: &[u8], known: &Known, held: Held) -> Held {
-        match (held, known) {
-            (Held::Hash(hash), Known::Live(live)) if self.schema.is_cached(key) => {
-                Held::Hash(Profile { expires_ms: live.expires_ms, ..hash })
+        match held {
+            Held::Hash(hash) if self.schema.is_cached(key) || self.was_cached(key) => {
+                let expires_ms = match known {
+                    Known::Live(live) => live.expires_ms,
+                    Known::Nothing | Known::Gone => None,
+                };
+                Held::Hash(Profile { expires_ms, ..hash })
             }
-            (Held::Hash(hash), _) if self.schema.is_cached(key) => {
-                Held::Hash(Profile { expires_ms: None, ..hash })
-            }
-            (held, _) => held,
+            held => held,
         }
     }
 

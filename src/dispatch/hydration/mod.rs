@@ -203,31 +203,43 @@ impl Hydration {
         self.state.borrow().record.as_ref().map_or(0, |record| record.first_ticket)
     }
 
-    /// Returns who is right where both sides have a profile and differ.
-    pub(super) fn truth(&self) -> Truth {
+    /// Returns who is right where both sides have a profile and differ. What Redis holds of one that
+    /// it may lack is a copy, unless the database has lost the original.
+    pub(super) fn truth(&self, key: &[u8]) -> Truth {
+        let replaced = self.state.borrow().record.as_ref().is_some_and(|record| record.replaced);
+        match self.schema.is_cached(key) || self.was_cached(key) {
+            _ if replaced => Truth::Redis,
+            true => Truth::Database,
+            false => self.config.on_difference,
+        }
+    }
+
+    /// Tells whether the expiry of a profile in Redis may be how long it was to keep its copy.
+    pub(super) fn was_cached(&self, key: &[u8]) -> bool {
         let state = self.state.borrow();
-        state.record.as_ref().map_or(self.config.on_difference, |record| record.truth)
+        let Some(record) = &state.record else { return false };
+        self.schema.kind_of(key).is_some_and(|kind| record.was_cached(kind.name()))
     }
 
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
     /// Redis is right then: each profile is recorded whole where the database has it otherwise.
     pub fn database_replaced(self: &Rc<Self>) {
-        self.check_again(Some(Truth::Redis));
+        self.check_again(true);
         warn!("the database is another one than before; profiles are recorded in it from Redis");
     }
 
     /// Takes the news that somebody has flushed Redis past the proxy.
     pub(super) fn flushed_past(self: &Rc<Self>) {
-        self.check_again(None);
+        self.check_again(false);
         warn!("Redis was flushed past the proxy; each profile is checked");
     }
 
     /// Has every profile checked on a link that is up.
-    fn check_again(self: &Rc<Self>, truth: Option<Truth>) {
+    fn check_again(self: &Rc<Self>, replaced: bool) {
         let mut state = self.state.borrow_mut();
         let State { record: Some(record), .. } = &mut *state else { return };
+        record.replaced = replaced || record.replaced && !record.settled;
         record.settled = false;
-        record.truth = truth.unwrap_or(record.truth);
         self.remember(record);
         self.distrust(&mut state);
         state.empty = false;
@@ -302,13 +314,7 @@ impl Hydration {
             return record.first_ticket;
         }
         let first_ticket = self.ledger.borrow().next_ticket();
-        // A database that lacks what the journal has let go of is not made right by a restart.
-        let lacking = |record: &EpochRecord| !record.settled && record.truth == Truth::Redis;
-        let truth = match state.record.as_ref().is_some_and(lacking) {
-            true => Truth::Redis,
-            false => self.config.on_difference,
-        };
-        let record = EpochRecord { epoch, first_ticket, settled: false, truth };
+        let record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
         let kinds = self.schema.kinds();
         let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
         tell(state.record.as_ref(), &record.epoch, keeps);
@@ -370,6 +376,7 @@ impl Hydration {
         state.residency.settle();
         if let Some(record) = &mut state.record {
             record.settled = true;
+            record.cached_before.clear();
             self.remember(record);
         }
         self.trust();

@@ -16,6 +16,7 @@ use crate::dispatch::{
     write::flush,
 };
 use crate::{
+    guards::Guard,
     journal::{self, Journal, JournalError},
     profile::{ChangeBuilder, Entry},
     resp::{integer, push_command},
@@ -100,8 +101,9 @@ pub(in crate::dispatch) fn ask_for<'a>(
 
 /// Adds the request that removes whatever a write in doubt has left of a profile which Redis may
 /// lack: it may be part of the profile only.
-pub(super) fn push_removal(batch: &mut Batch<Slot>, key: &[u8], slot: Slot) {
-    push_command(&mut batch.bytes, &[&b"UNLINK"[..], key], |_, _| {});
+pub(in crate::dispatch) fn push_removal(batch: &mut Batch<Slot>, key: &[u8], slot: Slot) {
+    let command: &[u8] = if Guard::Removal.is_up() { b"UNLINK" } else { b"EXISTS" };
+    push_command(&mut batch.bytes, &[command, key], |_, _| {});
     batch.slots.push(slot);
 }
 

@@ -33,16 +33,18 @@ pub(in crate::dispatch) enum Guard {
 }
 
 impl Proxy {
-    /// Tells whether a write to a profile is accepted: its size, the schema, and the journal.
+    /// Tells whether a write to a profile is accepted: its size, the schema, and the journal. What
+    /// `warn` mode lets pass is counted, unless the write was checked and is tried `again`.
     pub(in crate::dispatch) fn check_write(
         &self,
         spec: &Spec,
         kind: &Kind,
         write: ProfileWrite,
         request: &Request<'_>,
+        again: bool,
     ) -> Result<Guard, CommandError> {
         check_size(spec, request)?;
-        let guard = self.check(kind, write, request)?;
+        let guard = self.check(kind, write, request, again)?;
         self.room()?;
         Ok(guard)
     }
@@ -53,6 +55,7 @@ impl Proxy {
         kind: &Kind,
         write: ProfileWrite,
         request: &Request<'_>,
+        again: bool,
     ) -> Result<Guard, CommandError> {
         let verdict = match (kind.mode(), write) {
             (_, ProfileWrite::Script) if self.scripts == Scripts::Refuse => {
@@ -60,7 +63,7 @@ impl Proxy {
             }
             (Mode::Off, _) => return Ok(Guard::None),
             (mode, ProfileWrite::SetFields | ProfileWrite::SetAbsent) => {
-                self.check_fields(kind, mode, request).map(|()| Guard::None)
+                self.check_fields(kind, mode, request, again).map(|()| Guard::None)
             }
             (_, ProfileWrite::Increment) => check_increment(kind, request),
             (_, ProfileWrite::IncrementFloat) => check_increment_float(kind, request),
@@ -72,7 +75,7 @@ impl Proxy {
             (Ok(_), Mode::Warn) => Ok(Guard::Watch),
             (Ok(guard), _) => Ok(guard),
             (Err(violation), Mode::Warn) => {
-                self.outcome.borrow_mut().warn(kind, &violation);
+                self.let_pass(kind, &violation, again);
                 Ok(Guard::None)
             }
             (Err(violation), _) => Err(self.violated(violation)),
@@ -94,18 +97,25 @@ impl Proxy {
         CommandError::Schema(violation)
     }
 
+    fn let_pass(&self, kind: &Kind, violation: &Violation, again: bool) {
+        if !again {
+            self.outcome.borrow_mut().warn(kind, violation);
+        }
+    }
+
     /// Checks each pair; in `warn` mode every broken rule is counted and none is an end.
     fn check_fields(
         &self,
         kind: &Kind,
         mode: Mode,
         request: &Request<'_>,
+        again: bool,
     ) -> Result<(), Violation> {
         let mut arguments = request.arguments(2);
         while let (Some(field), Some(value)) = (arguments.next(), arguments.next()) {
             match kind.check_set(field, value) {
                 Err(violation) if mode == Mode::Warn => {
-                    self.outcome.borrow_mut().warn(kind, &violation);
+                    self.let_pass(kind, &violation, again);
                 }
                 verdict => verdict?,
             }

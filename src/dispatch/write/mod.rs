@@ -81,7 +81,7 @@ impl Proxy {
         if !has_pairs(write, request) {
             return Err(CommandError::WrongArity(spec.name));
         }
-        let guard = self.check_write(spec, kind, write, request)?;
+        let guard = self.check_write(spec, kind, write, request, false)?;
         self.write_checked(client, spec, write, request, kind, guard)
     }
 

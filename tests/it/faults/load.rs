@@ -22,6 +22,14 @@ const HOT_PROFILES: u64 = 6;
 const EXPIRING_PROFILES: u64 = 2;
 const FILLER_BYTES: usize = 24 << 10;
 
+/// One of the profiles that all clients use.
+pub(super) fn random_key(random: &mut Random) -> String {
+    match random.below(10) {
+        0 => format!("user:short{}", random.below(EXPIRING_PROFILES)),
+        _ => format!("user:{}", random.below(HOT_PROFILES)),
+    }
+}
+
 /// What all clients of a schedule share.
 pub(super) struct Shared {
     pub(super) address: String,
@@ -147,19 +155,13 @@ impl LoadClient {
             0..5 => 1,
             5..8 => 2 + self.random.below(8),
             _ => {
-                let keys = (0..1 + self.random.below(4)).map(|_| self.key()).collect();
+                let keys =
+                    (0..1 + self.random.below(4)).map(|_| random_key(&mut self.random)).collect();
                 return self.transaction(client, keys);
             }
         };
-        let keys = (0..count).map(|_| self.key()).collect();
+        let keys = (0..count).map(|_| random_key(&mut self.random)).collect();
         self.pipeline(client, keys)
-    }
-
-    fn key(&mut self) -> String {
-        match self.random.below(10) {
-            0 => format!("user:short{}", self.random.below(EXPIRING_PROFILES)),
-            _ => format!("user:{}", self.random.below(HOT_PROFILES)),
-        }
     }
 
     fn pipeline(&mut self, client: &mut Client, keys: Vec<String>) -> Option<()> {
@@ -220,7 +222,7 @@ impl LoadClient {
                 _ => "",
             };
             let queued = text == "OK" || text == "QUEUED";
-            if !queued && !REFUSALS.iter().any(|word| text.starts_with(word)) {
+            if !queued && !is_refusal(text) {
                 self.diary.faults.push(format!("{}: MULTI was answered {reply:?}", self.actor));
             }
         }
@@ -310,9 +312,7 @@ impl LoadClient {
         let outcome = match (reply, &operation.action) {
             (Reply::Error(text), _) if text.ends_with("outcome unknown") => return,
             (Reply::Error(text), _) if text.contains("outcome unknown;") => return,
-            (Reply::Error(text), _) if REFUSALS.iter().any(|word| text.starts_with(word)) => {
-                Some(Outcome::Refused(text.clone()))
-            }
+            (Reply::Error(text), _) if is_refusal(text) => Some(Outcome::Refused(text.clone())),
             (Reply::Error(_), _) => None,
             (_, Action::Set(fields)) if fields.contains_key("status") => None,
             (Reply::Integer(number), action) if action.is_write() => {
@@ -348,4 +348,9 @@ impl LoadClient {
         self.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
         self.diary.operations.extend(operations);
     }
+}
+
+/// Tells whether an error says that nothing was done; EXPIRE has no place where Redis may lack profiles.
+fn is_refusal(text: &str) -> bool {
+    REFUSALS.iter().any(|word| text.starts_with(word)) || text.contains("cache_ttl")
 }

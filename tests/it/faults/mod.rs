@@ -32,7 +32,9 @@ use rig::{CLIENTS, Rig};
 use schedule::{Persistence, Schedule};
 use story::{Evidence, Sample};
 
+use crate::support::client::Client;
 use crate::support::postgres::Postgres;
+use crate::support::random::Random;
 use crate::support::wait_until;
 
 const FIXED_SEEDS: [u64; 3] = [1, 2, 3];
@@ -114,6 +116,7 @@ fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
         .map(|name| LoadClient::spawn(Arc::clone(&shared), name, schedule.seed))
         .collect();
     let sampler = spawn_sampler(rig.url(), Arc::clone(&shared));
+    let evictor = schedule.cached.then(|| spawn_evictor(rig.redis_address(), Arc::clone(&shared)));
     let start = Instant::now();
     for (at_ms, deed) in &schedule.deeds {
         thread::sleep(Duration::from_millis(*at_ms).saturating_sub(start.elapsed()));
@@ -132,6 +135,7 @@ fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
     let mut faults: Vec<String> = diaries.iter().flat_map(|diary| diary.faults.clone()).collect();
     faults.extend(rig.drain().err());
     let samples = sampler.join().expect("rows that can be read");
+    evictor.into_iter().for_each(|evictor| evictor.join().expect("an end"));
     thread::sleep(EXPIRIES_OVER);
     let operations: Vec<_> = diaries.into_iter().flat_map(|diary| diary.operations).collect();
     let keys: BTreeSet<String> = operations.iter().map(|operation| operation.key.clone()).collect();
@@ -140,6 +144,20 @@ fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
     let evidence = Evidence { operations, rows, samples, places, ended_ms };
     let log = rig.clear();
     Report::of(schedule.seed, evidence, faults, log)
+}
+
+/// Removes profiles from Redis at random, as it might itself, as long as clients work.
+fn spawn_evictor(address: String, shared: Arc<Shared>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut random = Random::seeded(shared.now_us());
+        while !shared.stop.load(Ordering::Relaxed) {
+            // Redis may be away, or stand still until the read gives up.
+            if let Ok(mut client) = Client::try_connect(&address) {
+                let _ = client.try_command(&["UNLINK", &load::random_key(&mut random)]);
+            }
+            thread::sleep(Duration::from_millis(1 + random.below(8)));
+        }
+    })
 }
 
 /// Looks at the table of profiles now and then, as long as clients work.

@@ -37,6 +37,7 @@ pub(super) struct Rig<'a> {
     proxy_is_paused: bool,
     redis_runs: bool,
     database_runs: bool,
+    cached: bool,
 }
 
 impl<'a> Rig<'a> {
@@ -68,6 +69,7 @@ impl<'a> Rig<'a> {
             proxy_is_paused: false,
             redis_runs: true,
             database_runs: true,
+            cached: schedule.cached,
         };
         wait_until("the tables", DRAIN_BOUND, || rig.query("select 1 from history").ok());
         rig
@@ -198,9 +200,18 @@ impl<'a> Rig<'a> {
     ) -> Vec<(&'static str, BTreeMap<String, Profile>)> {
         let mut through = self.proxy.client();
         through.assert_reply(&format!("AUTH {READER} {}", PASSWORD), b"+OK\r\n");
-        let proxy = keys.iter().filter_map(|key| look(&mut through, key)).collect();
+        let mut proxy: BTreeMap<_, _> =
+            keys.iter().filter_map(|key| look(&mut through, key)).collect();
         let mut direct = self.redis.client();
-        let redis = keys.iter().filter_map(|key| look(&mut direct, key)).collect();
+        let mut redis: BTreeMap<_, _> =
+            keys.iter().filter_map(|key| look(&mut direct, key)).collect();
+        if self.cached {
+            // Redis may lack any, and keeps none for as long as it lasts.
+            proxy.values_mut().chain(redis.values_mut()).for_each(|it| it.expires_ms = None);
+            for (key, profile) in &proxy {
+                redis.entry(key.clone()).or_insert_with(|| profile.clone());
+            }
+        }
         let database = sample(&self.url()).expect("the profiles").into_iter();
         let database = database.filter_map(|row| Some((row.key, row.state?))).collect();
         vec![("proxy", proxy), ("Redis", redis), ("database", database)]
@@ -213,6 +224,11 @@ impl<'a> Rig<'a> {
         let name = &self.database;
         self.postgres.query(&format!("drop database if exists {name} with (force)"));
         log
+    }
+
+    /// Redis itself, past the relay.
+    pub(super) fn redis_address(&self) -> String {
+        self.redis.address()
     }
 
     /// The schedule's database, past the relay.
@@ -258,7 +274,8 @@ fn config(schedule: &Schedule) -> String {
         let _ = write!(text, "[[user]]\nname = \"{name}\"\npassword_hash = \"sha256:{digest}\"\n");
         text
     });
-    let Schedule { sync, upstream_timeout_ms, batch_records_max, .. } = schedule;
+    let Schedule { sync, upstream_timeout_ms, batch_records_max, cached, .. } = schedule;
+    let cache_ttl = if *cached { "cache_ttl = \"1s\"" } else { "" };
     format!(
         r#"
 upstream_timeout = "{upstream_timeout_ms}ms"
@@ -276,6 +293,7 @@ flush_within = "200ms"
 [[profile]]
 name = "user"
 key = "user:{{id}}"
+{cache_ttl}
 unknown_fields = "allow"
 [profile.fields]
 status = {{ type = "enum", values = ["active", "inactive"] }}

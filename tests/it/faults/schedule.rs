@@ -53,6 +53,8 @@ pub(super) struct Schedule {
     pub(super) sync: &'static str,
     pub(super) upstream_timeout_ms: u64,
     pub(super) batch_records_max: u64,
+    /// The kind of the profiles has `cache_ttl`, and Redis evicts them at random.
+    pub(super) cached: bool,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -74,6 +76,7 @@ impl Schedule {
             sync: ["os", "os", "everysec", "always"][random.below(4) as usize],
             upstream_timeout_ms: [300, 500, 1000][random.below(3) as usize],
             batch_records_max: [20, 200, 1000][random.below(3) as usize],
+            cached: seed.is_multiple_of(3),
             length_ms,
             deeds: Vec::new(),
         };
@@ -131,13 +134,14 @@ impl fmt::Display for Schedule {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "seed {}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, {} ms",
+            "seed {}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, {} ms{}",
             self.seed,
             self.persistence,
             self.sync,
             self.upstream_timeout_ms,
             self.batch_records_max,
-            self.length_ms
+            self.length_ms,
+            if self.cached { ", cache mode" } else { "" }
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
     }

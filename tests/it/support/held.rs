@@ -1,8 +1,8 @@
 //! A database that can be read and takes no changes: a session of the test's own has its cursors
-//! locked. The proxy waits, as for any other transaction that is in its way.
+//! locked (or its rows, and then they cannot be read either). The proxy waits, as for any other transaction that is in its way.
 
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, SqliteConnection};
 use tokio::runtime::Runtime;
 
 use super::setup::Setup;
@@ -22,13 +22,24 @@ impl Held {
     /// Lets the database take nothing from now on.
     #[track_caller]
     pub(crate) fn hold(setup: &Setup) -> Held {
+        Held::hold_by(setup, "cursors in exclusive mode")
+    }
+
+    /// Lets the database, which is PostgreSQL, neither take nor tell any profile from now on.
+    #[track_caller]
+    pub(crate) fn hold_rows(setup: &Setup) -> Held {
+        Held::hold_by(setup, "profiles in access exclusive mode")
+    }
+
+    #[track_caller]
+    fn hold_by(setup: &Setup, lock: &str) -> Held {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let session = runtime.block_on(async {
             match &setup.postgres {
                 Some(postgres) => {
                     let mut session = PgConnection::connect(&postgres.url()).await.unwrap();
-                    let lock = "begin; lock table profile_proxy.cursors in exclusive mode";
-                    sqlx::raw_sql(lock).execute(&mut session).await.unwrap();
+                    let lock = format!("begin; lock table profile_proxy.{lock}");
+                    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut session).await.unwrap();
                     Session::Postgres(session)
                 }
                 None => {

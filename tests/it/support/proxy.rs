@@ -248,6 +248,11 @@ impl Proxy {
         });
     }
 
+    /// Gives it another configuration file, from the next start on.
+    pub(crate) fn configure(&self, text: &str) {
+        fs::write(self.folder.path().join("proxy.toml"), text).expect("the configuration file");
+    }
+
     /// Takes [`ProxyOptions::file_bytes_max`] back, from the next start on.
     pub(crate) fn lift_file_limit(&mut self) {
         self.options.file_bytes_max = None;
