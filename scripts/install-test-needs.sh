@@ -2,7 +2,7 @@
 # Installs what the tests need and this machine lacks. Quick when everything is there.
 #
 #   programs:   redis-server, redis-cli, PostgreSQL, docker-compose, node, npm, script,
-#               valgrind (Debian packages, by apt-get)
+#               valgrind, strace (Debian packages, by apt-get)
 #   Python:     redis-py in a virtual environment below cargo's target folder, an old one beside it
 #   JavaScript: node-redis and ioredis in a folder below cargo's target folder
 #
@@ -52,6 +52,7 @@ missing_packages() {
     have_node_clients || have npm || echo npm
     have script || echo bsdutils
     have valgrind || echo valgrind
+    have strace || echo strace
 }
 
 install_packages() {

@@ -48,6 +48,7 @@ mod shutdown;
 mod sideways;
 mod support;
 mod support_works;
+mod system_calls;
 mod tidy;
 mod transactions;
 mod transfer_tools;

@@ -33,6 +33,7 @@ pub(crate) struct ProxyOptions {
     allowed_logs: Vec<String>,
     file_bytes_max: Option<u64>,
     data_folder: Option<PathBuf>,
+    system_calls: Option<PathBuf>,
 }
 
 impl ProxyOptions {
@@ -85,6 +86,12 @@ impl ProxyOptions {
     /// No file of the proxy may become larger: writes past it fail, as on a full or broken disk.
     pub(crate) fn file_bytes_max(mut self, bytes: u64) -> Self {
         self.file_bytes_max = Some(bytes);
+        self
+    }
+
+    /// Has strace count the system calls of the worker's thread; the file has them after the end.
+    pub(crate) fn counts_system_calls(mut self, report: PathBuf) -> Self {
+        self.system_calls = Some(report);
         self
     }
 
@@ -334,11 +341,17 @@ impl Proxy {
 
     fn command_line(&self) -> Command {
         let program = env!("CARGO_BIN_EXE_profile-proxy");
-        let mut command = match self.options.file_bytes_max {
-            None => Command::new(program),
+        let mut command = match (self.options.file_bytes_max, &self.options.system_calls) {
+            (None, None) => Command::new(program),
+            // The tracer is a grandchild (`-D`), so that the child is the proxy itself.
+            (None, Some(report)) => {
+                let mut command = Command::new("strace");
+                command.args(["-D", "-c", "-o"]).arg(report).arg(program);
+                command
+            }
             // The shell counts in blocks of 512 bytes; signal 25, which would end the process, is
             // ignored, and the write fails instead.
-            Some(bytes) => {
+            (Some(bytes), _) => {
                 let script = format!("trap '' 25; ulimit -f {}; exec \"$0\" \"$@\"", bytes / 512);
                 let mut command = Command::new("sh");
                 command.args(["-c", &script, program]);
