@@ -2,7 +2,7 @@
 //!
 //! Two threads, each with a runtime of its own: the *worker* carries commands on the main thread,
 //! alone with itself, so nothing there needs a lock; the *background* delivers to the database,
-//! serves the admin port and listens to signals.
+//! serves the admin port and listens to signals. With `workers` above 1 the others are I/O threads.
 
 mod background;
 mod starting;
@@ -43,6 +43,7 @@ use crate::{
         self, ColumnType, Database, Delivery, DeliveryError, History, KindColumns, Lookup, Pace,
         SinkError,
     },
+    socket::Threads,
 };
 use background::Background;
 use starting::StartingPort;
@@ -163,6 +164,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     // The worker carries commands until a signal; then the journal ends, then the database.
     let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
     let (schema, stops_too) = (Rc::new(schema), stops.clone());
+    let threads = start_threads(config.workers)?;
     let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, admin, sink };
     let local = LocalSet::new();
     let carried = local.block_on(&worker_runtime, async {
@@ -170,7 +172,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
             what: "serve the port for clients".to_owned(),
             source,
         })?;
-        Ok(worker.carry(listener, opened, leftover, embedded).await)
+        Ok(worker.carry(listener, threads, opened, leftover, embedded).await)
     });
     // With the tasks goes their share of the ledger.
     drop(local);
@@ -193,6 +195,13 @@ fn close(ledger: Rc<RefCell<Ledger>>) -> Result<(), AppError> {
         // Dropping the writer syncs it as well, only without a word on how that went.
         Err(_) => Ok(()),
     }
+}
+
+/// Starts the threads that carry the clients' sockets: all workers but the one that carries commands.
+fn start_threads(workers: usize) -> Result<Option<Threads>, AppError> {
+    let count = workers.saturating_sub(1);
+    let started = (count > 0).then(|| Threads::start(count)).transpose();
+    started.map_err(|source| AppError::System { what: "start the I/O threads".to_owned(), source })
 }
 
 fn new_runtime() -> Result<Runtime, AppError> {

@@ -56,3 +56,4 @@ mod verify;
 mod verify_under_load;
 mod watch;
 mod watch_faults;
+mod workers;
