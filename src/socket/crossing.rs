@@ -9,7 +9,7 @@
 //!
 //! Each direction is a buffer behind a mutex that is held for a copy and never for a system call.
 //! The dispatch thread is woken by the waker it left, and only if it left one; the I/O thread by a
-//! call, of which at most one waits per connection. Both are left and looked for under the mutex, so
+//! call, of which at most one waits per connection. Wakers are left and looked for under the mutex, so
 //! none is lost. When the receiver goes, the connection ends: what the output holds is written as far
 //! as the socket takes it, and the socket is closed. When the carrier goes, however it goes, both ends
 //! here find the connection broken.
@@ -281,21 +281,21 @@ impl Carrier {
     pub(super) fn received(&self, bytes: &[u8]) {
         let mut input = lock(&self.0.input);
         input.bytes.extend_from_slice(bytes);
-        wake(input);
+        self.wake(input);
     }
 
     /// Says that the client sends no more.
     pub(super) fn closed(&self) {
         let mut input = lock(&self.0.input);
         input.end.get_or_insert(End::Closed);
-        wake(input);
+        self.wake(input);
     }
 
     /// Says that all that was there has been read.
     pub(super) fn gathered(&self) {
         let mut input = lock(&self.0.input);
         input.gathering = Gathering::Done;
-        wake(input);
+        self.wake(input);
     }
 
     /// Takes the output in exchange for an empty buffer.
@@ -311,7 +311,16 @@ impl Carrier {
         let writer = output.writer.take_if(|(_, most)| unsent <= *most);
         drop(output);
         if let Some((writer, _)) = writer {
-            writer.wake();
+            self.0.calls.wake_later(writer);
+        }
+    }
+
+    /// Lets the buffer go, and has who waits for it woken.
+    fn wake(&self, mut input: MutexGuard<'_, Input>) {
+        let reader = input.reader.take();
+        drop(input);
+        if let Some(reader) = reader {
+            self.0.calls.wake_later(reader);
         }
     }
 
@@ -322,29 +331,20 @@ impl Carrier {
         let writer = output.writer.take();
         drop(output);
         if let Some((writer, _)) = writer {
-            writer.wake();
+            self.0.calls.wake_later(writer);
         }
         let mut input = lock(&self.0.input);
         input.end = match input.end {
             Some(End::Broken(first)) => Some(End::Broken(first)),
             _ => Some(End::Broken(kind)),
         };
-        wake(input);
+        self.wake(input);
     }
 }
 
 impl Drop for Carrier {
     fn drop(&mut self) {
         self.broken(io::ErrorKind::ConnectionAborted);
-    }
-}
-
-/// Lets the buffer go before the reader runs.
-fn wake(mut input: MutexGuard<'_, Input>) {
-    let reader = input.reader.take();
-    drop(input);
-    if let Some(reader) = reader {
-        reader.wake();
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::outside::{ReadHalf, Stream, WriteHalf, descriptor};
 use crossing::{Receiver, Sender};
 
-pub use threads::Threads;
+pub use threads::{Bells, Threads};
 
 /// What comes from a client.
 pub enum Incoming {

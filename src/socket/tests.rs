@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::crossing::{Carrier, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX, Receiver, Sender, open};
-use super::threads::{Call, Calls, Threads};
+use super::threads::{Bells, Call, Calls, Threads};
 use super::{Incoming, Outgoing, place};
 use crate::outside::Stream;
 
@@ -30,6 +30,15 @@ fn crossing() -> (Receiver, Sender, Carrier, Arc<Calls>) {
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// So many I/O threads, and the runtime of a dispatch thread that rings for them.
+fn threads(count: usize) -> (Threads, Runtime) {
+    let bells = Bells::new(count);
+    let threads = Threads::start(&bells).unwrap();
+    let mut runtime = Builder::new_current_thread();
+    let runtime = runtime.enable_all().on_thread_park(move || bells.ring()).build().unwrap();
+    (threads, runtime)
 }
 
 /// The byte at a place of an endless stream that repeats itself only after a prime number of bytes.
@@ -126,11 +135,14 @@ fn an_end_comes_behind_the_bytes_and_leaves_the_output_open() {
 
 #[test]
 fn a_carrier_that_goes_breaks_both_ends_and_wakes_them() {
-    let (receiver, sender, carrier, _calls) = crossing();
+    let (receiver, sender, carrier, calls) = crossing();
     sender.try_write(&bytes(0, OUTPUT_BYTES_MAX)).unwrap();
     let waiting = runtime();
     thread::scope(|scope| {
-        scope.spawn(move || drop(carrier));
+        scope.spawn(|| {
+            drop(carrier);
+            calls.wake();
+        });
         waiting.block_on(async {
             let mut buffer = [0; 8];
             let read =
@@ -170,14 +182,21 @@ fn calls_that_nobody_takes_any_more_are_refused() {
 fn no_wake_up_is_lost_on_any_schedule() {
     for seed in 1..=40 {
         let (receiver, sender, carrier, calls) = crossing();
+        let (turn, bell) = (Arc::clone(&calls), Arc::clone(&calls));
+        let at_end = |end: Box<dyn Fn() + Send + Sync>| {
+            Builder::new_current_thread().enable_all().on_thread_park(end).build().unwrap()
+        };
+        let carriers = at_end(Box::new(move || turn.wake()));
+        let dispatch = at_end(Box::new(move || bell.ring()));
         let total = 400_000;
         let carrying = thread::spawn(move || {
             let carried = async { timeout(BOUND, carry(carrier, &calls, seed, total)).await };
-            let carried = runtime().block_on(carried);
+            let carried = carriers.block_on(carried);
+            calls.wake();
             carried.unwrap_or_else(|_| panic!("seed {seed}: the carrier waits for ever"))
         });
         let echoed = async { timeout(BOUND, echo(receiver, sender, seed, total)).await };
-        let echoed = runtime().block_on(echoed);
+        let echoed = dispatch.block_on(echoed);
         assert!(echoed.is_ok(), "seed {seed}: the dispatch thread waits for ever");
         assert!(carrying.join().unwrap() == bytes(0, total), "seed {seed}: other bytes came back");
     }
@@ -272,8 +291,8 @@ async fn receive(incoming: &mut Incoming) -> io::Result<Vec<u8>> {
 #[test]
 fn threads_carry_many_sockets_at_once_and_lose_nothing() {
     const TOTAL: usize = 600_000;
-    let threads = Threads::start(2).unwrap();
-    runtime().block_on(async {
+    let (threads, runtime) = threads(2);
+    runtime.block_on(async {
         for round in 0..3 {
             let mut clients = Vec::new();
             let mut served = Vec::new();
@@ -304,7 +323,9 @@ fn threads_carry_many_sockets_at_once_and_lose_nothing() {
                 done.unwrap();
             }
             for client in clients {
-                assert!(client.join().unwrap() == bytes(0, TOTAL), "other bytes came back");
+                // Ends are told when this thread would sleep, so it must not wait otherwise.
+                let heard = tokio::task::spawn_blocking(move || client.join().unwrap()).await;
+                assert!(heard.unwrap() == bytes(0, TOTAL), "other bytes came back");
             }
         }
     });
@@ -333,8 +354,8 @@ fn converse(client: StdStream, seed: usize, total: usize) -> Vec<u8> {
 #[test]
 fn gathering_brings_all_that_was_sent_before_also_past_the_bound() {
     const SENT: usize = 3 * INPUT_BYTES_MAX;
-    let threads = Threads::start(1).unwrap();
-    runtime().block_on(async {
+    let (threads, runtime) = threads(1);
+    runtime.block_on(async {
         let (mut client, incoming, _outgoing) = connect(&threads).await;
         // The system's buffers take it; nobody reads here before all of it is sent.
         client.write_all(&bytes(0, SENT)).unwrap();
@@ -351,8 +372,8 @@ fn gathering_brings_all_that_was_sent_before_also_past_the_bound() {
 
 #[test]
 fn last_words_reach_the_client_before_the_end() {
-    let threads = Threads::start(1).unwrap();
-    let mut client = runtime().block_on(async {
+    let (threads, runtime) = threads(1);
+    let mut client = runtime.block_on(async {
         let (client, incoming, outgoing) = connect(&threads).await;
         outgoing.try_write(b"+BYE\r\n").unwrap();
         drop((incoming, outgoing));
@@ -367,8 +388,8 @@ fn last_words_reach_the_client_before_the_end() {
 
 #[test]
 fn a_client_that_leaves_is_noticed_while_its_output_waits() {
-    let threads = Threads::start(1).unwrap();
-    runtime().block_on(async {
+    let (threads, runtime) = threads(1);
+    runtime.block_on(async {
         let (client, mut incoming, outgoing) = connect(&threads).await;
         // More than the system takes for a client that does not read.
         let mut written = 0;

@@ -1,9 +1,9 @@
 //! The I/O threads: each reads and writes the sockets that it was given, and nothing else.
 //!
 //! A thread has a runtime of its own, one task for each of its sockets, and one list of *calls*: new
-//! sockets, and connections on which the dispatch thread has left something to do. The list is taken
-//! as a whole and rings a bell only where it was empty, so a turn of the dispatch thread wakes an I/O
-//! thread about once, whatever the number of clients.
+//! sockets, and connections on which the dispatch thread has left something to do. Waking a thread is
+//! what costs, so each side does it once per turn, at its end: the dispatch thread rings for the calls
+//! it has listed before it would sleep, and an I/O thread wakes those who wait for what it has read.
 
 use std::{
     future::poll_fn,
@@ -13,9 +13,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::Poll,
+    task::{Poll, Waker},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -39,6 +39,8 @@ use crate::outside::{Stream, detach};
 const READ_BYTES: usize = 64 << 10;
 /// Memory that an idle connection keeps for output.
 const KEPT_BYTES_MAX: usize = 16 << 10;
+/// So many wait for the end of a turn.
+const WAKES_MAX: usize = 16;
 /// How long the end of a thread waits for its connections, which have ended by then.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -49,31 +51,60 @@ pub(super) enum Call {
     End,
 }
 
-/// The calls that a thread has yet to answer; none are taken any more when the thread has ended.
+/// What a thread has yet to do for the dispatch thread, and to tell it.
 pub(super) struct Calls {
+    /// None are taken any more when the thread has ended.
     waiting: Mutex<Option<Vec<Call>>>,
     bell: Notify,
+    /// Calls were listed for which the bell has not rung.
+    unrung: AtomicBool,
+    /// Those on the dispatch thread who wait for what this turn has brought.
+    wakes: Mutex<Vec<Waker>>,
     /// Connections that the thread carries.
     carried: AtomicUsize,
 }
 
 impl Calls {
     pub(super) fn new() -> Arc<Self> {
-        let waiting = Mutex::new(Some(Vec::new()));
-        Arc::new(Self { waiting, bell: Notify::new(), carried: AtomicUsize::new(0) })
+        Arc::new(Self {
+            waiting: Mutex::new(Some(Vec::new())),
+            bell: Notify::new(),
+            unrung: AtomicBool::new(false),
+            wakes: Mutex::default(),
+            carried: AtomicUsize::new(0),
+        })
     }
 
-    /// Adds a call; says whether anybody will answer it.
+    /// Adds a call, for which [`Self::ring`] will ring; says whether anybody will answer it.
     pub(super) fn push(&self, call: Call) -> bool {
         let mut waiting = lock(&self.waiting);
         let Some(calls) = waiting.as_mut() else { return false };
         calls.push(call);
-        let first = calls.len() == 1;
         drop(waiting);
-        if first {
+        self.unrung.store(true, Ordering::Release);
+        true
+    }
+
+    /// Has the thread take its calls, if there are new ones.
+    pub(super) fn ring(&self) {
+        if self.unrung.load(Ordering::Relaxed) && self.unrung.swap(false, Ordering::AcqRel) {
             self.bell.notify_one();
         }
-        true
+    }
+
+    /// Wakes somebody on the dispatch thread at the end of this turn, or with the next few of a long
+    /// one, so that the dispatch thread goes on meanwhile.
+    pub(super) fn wake_later(&self, waker: Waker) {
+        let mut wakes = lock(&self.wakes);
+        wakes.push(waker);
+        if wakes.len() >= WAKES_MAX {
+            wakes.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Ends a turn.
+    pub(super) fn wake(&self) {
+        lock(&self.wakes).drain(..).for_each(Waker::wake);
     }
 
     /// Waits for calls and takes them all.
@@ -105,22 +136,39 @@ impl Calls {
     }
 }
 
+/// Rings for the calls of all threads; the dispatch thread does so whenever it would sleep.
+#[derive(Clone)]
+pub struct Bells(Vec<Arc<Calls>>);
+
+impl Bells {
+    /// Makes the bells of so many threads.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self((0..count).map(|_| Calls::new()).collect())
+    }
+
+    /// Rings where calls have been listed.
+    pub fn ring(&self) {
+        self.0.iter().for_each(|calls| calls.ring());
+    }
+}
+
 /// The I/O threads; they end when this says so.
 pub struct Threads(Vec<(Arc<Calls>, JoinHandle<()>)>);
 
 impl Threads {
-    /// Starts so many threads.
+    /// Starts one thread for each of the bells.
     ///
     /// # Errors
     /// When the system has no more.
-    pub fn start(count: usize) -> io::Result<Self> {
+    pub fn start(bells: &Bells) -> io::Result<Self> {
         let mut threads = Self(Vec::new());
-        for number in 1..=count {
-            let (calls, runtime) =
-                (Calls::new(), Builder::new_current_thread().enable_all().build()?);
-            let named = thread::Builder::new().name(format!("io-{number}"));
-            let own = Arc::clone(&calls);
-            threads.0.push((calls, named.spawn(move || run(&runtime, &own))?));
+        for (number, calls) in bells.0.iter().enumerate() {
+            let (turn, own) = (Arc::clone(calls), Arc::clone(calls));
+            let mut runtime = Builder::new_current_thread();
+            let runtime = runtime.enable_all().on_thread_park(move || turn.wake()).build()?;
+            let named = thread::Builder::new().name(format!("io-{}", number + 1));
+            threads.0.push((Arc::clone(calls), named.spawn(move || run(runtime, &own))?));
         }
         Ok(threads)
     }
@@ -145,6 +193,7 @@ impl Threads {
     pub fn end(self) {
         for (calls, _) in &self.0 {
             calls.push(Call::End);
+            calls.ring();
         }
         for (_, thread) in self.0 {
             if thread.join().is_err() {
@@ -154,17 +203,20 @@ impl Threads {
     }
 }
 
-/// Takes no more calls when the thread ends, however it does.
+/// Takes no more calls when the thread ends, however it does, and wakes whoever waits for it.
 struct Closing<'a>(&'a Calls);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
         self.0.close();
+        self.0.wake();
     }
 }
 
-fn run(runtime: &Runtime, calls: &Arc<Calls>) {
+fn run(runtime: Runtime, calls: &Arc<Calls>) {
     let _closing = Closing(calls);
+    // Ends before that, and with it what it carries.
+    let runtime = runtime;
     runtime.block_on(async {
         let mut sockets = JoinSet::new();
         serve(calls, &mut sockets).await;
