@@ -482,3 +482,7 @@ impl Client {
         self.closed.get()
     }
 }
+
+#[cfg(test)]
+#[path = "carried_tests.rs"]
+mod tests;
