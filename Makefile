@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test faults simulation check fuzz bench bench-durability soak instructions test-needs check-compose run
+.PHONY: help test faults simulation check fuzz bench bench-durability bench-workers soak instructions test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -40,6 +40,10 @@ bench: test-needs ## measure against Redis alone and other proxies; ROUNDS=5 REQ
 bench-durability: test-needs ## sync modes, the sink against raw SQL, the start after kill -9; writes docs/durability.md
 	cargo build --release
 	python3 benches/durability.py --out docs/durability.md
+
+bench-workers: test-needs ## throughput, waits and processor time of workers = 1, 2, 3
+	cargo build --release
+	python3 benches/workers.py --rounds $(ROUNDS) --requests $(REQUESTS)
 
 SOAK_SECONDS ?= 900
 soak: test-needs ## a mixed load for SOAK_SECONDS=900: memory, descriptors, waits; writes docs/soak.md

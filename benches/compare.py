@@ -112,13 +112,14 @@ def metric(admin, name):
         return next((float(line[1]) for line in lines if line[0] == name), None)
 
 
-def start_proxy(servers, binary, database, name="profile-proxy"):
+def start_proxy(servers, binary, database, name="profile-proxy", workers=1):
     redis_port, redis = start_redis(servers)
     port, admin = free_port(), free_port()
     config = os.path.join(servers.folder, f"{name}.toml")
     with open(os.path.join(HERE, "../config/profile-proxy.toml")) as shipped, open(config, "w") as file:
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-        file.write(shipped.read() + f'\n[[user]]\nname = "{USER}"\npassword_hash = "sha256:{digest}"\n')
+        text = shipped.read().replace("\nworkers = 1 ", f"\nworkers = {workers} ")
+        file.write(text + f'\n[[user]]\nname = "{USER}"\npassword_hash = "sha256:{digest}"\n')
     process = servers.start(
         [binary, "--config", config, "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--data-dir",
          os.path.join(servers.folder, f"{name}-data"), "--upstream", f"redis://127.0.0.1:{redis_port}", "--database", database],

@@ -37,6 +37,8 @@ pub mod guards;
 
 pub mod outside;
 
+pub mod socket;
+
 pub mod backoff;
 
 pub mod config;

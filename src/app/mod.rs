@@ -2,7 +2,7 @@
 //!
 //! Two threads, each with a runtime of its own: the *worker* carries commands on the main thread,
 //! alone with itself, so nothing there needs a lock; the *background* delivers to the database,
-//! serves the admin port and listens to signals.
+//! serves the admin port and listens to signals. With `workers` above 1 the others are I/O threads.
 
 mod background;
 mod starting;
@@ -43,6 +43,7 @@ use crate::{
         self, ColumnType, Database, Delivery, DeliveryError, History, KindColumns, Lookup, Pace,
         SinkError,
     },
+    socket::{Bells, Threads},
 };
 use background::Background;
 use starting::StartingPort;
@@ -99,7 +100,8 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     let schema = Schema::compile(&config.profile).map_err(|_| AppError::Configuration)?;
     let started = Instant::now();
     let auth = Auth::compile(&config.user).map_err(|_| AppError::Configuration)?;
-    let (worker_runtime, runtime) = (new_runtime()?, new_runtime()?);
+    let bells = (config.workers > 1).then(|| Bells::new(config.workers - 1));
+    let (worker_runtime, runtime) = (new_runtime(bells.clone())?, new_runtime(None)?);
 
     // The ports first: two proxies on one port is the most common mistake.
     let backlog = i32::try_from(config.limits.tcp_backlog).unwrap_or(i32::MAX);
@@ -163,6 +165,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     // The worker carries commands until a signal; then the journal ends, then the database.
     let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
     let (schema, stops_too) = (Rc::new(schema), stops.clone());
+    let threads = bells.map(|bells| start_threads(&bells)).transpose()?;
     let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, admin, sink };
     let local = LocalSet::new();
     let carried = local.block_on(&worker_runtime, async {
@@ -170,7 +173,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
             what: "serve the port for clients".to_owned(),
             source,
         })?;
-        Ok(worker.carry(listener, opened, leftover, embedded).await)
+        Ok(worker.carry(listener, threads, opened, leftover, embedded).await)
     });
     // With the tasks goes their share of the ledger.
     drop(local);
@@ -195,8 +198,19 @@ fn close(ledger: Rc<RefCell<Ledger>>) -> Result<(), AppError> {
     }
 }
 
-fn new_runtime() -> Result<Runtime, AppError> {
-    let built = Builder::new_current_thread().enable_all().build();
+/// Starts the threads that carry the clients' sockets: all workers but the one that runs commands.
+fn start_threads(bells: &Bells) -> Result<Threads, AppError> {
+    let system = |source| AppError::System { what: "start the I/O threads".to_owned(), source };
+    Threads::start(bells).map_err(system)
+}
+
+/// Makes a runtime for one thread, which rings the bells whenever it has nothing to do.
+fn new_runtime(bells: Option<Bells>) -> Result<Runtime, AppError> {
+    let mut builder = Builder::new_current_thread();
+    if let Some(bells) = bells {
+        builder.on_thread_park(move || bells.ring());
+    }
+    let built = builder.enable_all().build();
     built.map_err(|source| AppError::System { what: "start a runtime".to_owned(), source })
 }
 

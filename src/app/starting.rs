@@ -28,7 +28,7 @@ impl StartingPort {
     /// Serves a second handle of the port.
     pub(super) fn open(port: &StdListener) -> Result<Self, AppError> {
         let system = |source| AppError::System { what: "serve the admin port".to_owned(), source };
-        let (port, runtime) = (port.try_clone().map_err(system)?, new_runtime()?);
+        let (port, runtime) = (port.try_clone().map_err(system)?, new_runtime(None)?);
         let (shows, cancel) = (Arc::<Starting>::default(), CancellationToken::new());
         let serving = {
             let (shows, cancel) = (Arc::clone(&shows), cancel.clone());

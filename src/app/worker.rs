@@ -33,6 +33,7 @@ use crate::{
     resp,
     schema::Schema,
     server,
+    socket::Threads,
     upstream::{self, Lane, Pool, RedisAddress},
 };
 
@@ -84,10 +85,12 @@ impl Worker<'_> {
         })
     }
 
-    /// Carries commands until a signal, and hands the journal's writer back.
+    /// Carries commands until a signal, and hands the journal's writer back. The `threads` carry the
+    /// clients' sockets; without any, this one does.
     pub(super) async fn carry(
         self,
         listener: Listener,
+        threads: Option<Threads>,
         opened: Opened,
         leftover: Leftover,
         embedded: Option<Engine>,
@@ -182,7 +185,8 @@ impl Worker<'_> {
             let attempted = tokio::time::timeout(FIRST_LINK_MAX, lane.attempted());
             let _ = draining.run_until_cancelled(attempted).await;
         }
-        server::serve(listener, proxy, limits(self.config), draining, hurry).await;
+        let limits = limits(self.config);
+        server::serve(listener, proxy, limits, threads, draining, hurry).await;
         ended.cancel();
         ledger
     }

@@ -38,6 +38,7 @@ pub(super) struct Document {
     #[serde(deserialize_with = "duration")]
     pub(super) ack_timeout: Option<Duration>,
     pub(super) log: Option<String>,
+    pub(super) workers: Option<usize>,
     pub(super) scripts: Scripts,
     pub(super) allow_debug: bool,
     pub(super) limits: Limits,

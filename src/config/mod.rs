@@ -46,6 +46,9 @@ pub const BUILT_IN_TEXT: &str = include_str!("../../config/profile-proxy.toml");
 /// Longest time that a timeout may be set to.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
+/// Most threads for clients; far more than one thread that runs commands can keep busy.
+const WORKERS_MAX: usize = 64;
+
 /// Holds every setting of the process, checked. The default holds no users and no kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -70,6 +73,8 @@ pub struct Config {
     pub ack_timeout: Duration,
     /// What is logged: a level or directives of tracing; default `info`.
     pub log: String,
+    /// Threads for clients, one of which runs all commands; default 1, at most 64.
+    pub workers: usize,
     /// What becomes of scripts on profiles; default snapshot.
     pub scripts: Scripts,
     /// Whether Redis is given the harmless part of DEBUG; default false.
@@ -103,6 +108,7 @@ impl Default for Config {
             upstream_timeout: Duration::from_secs(10),
             ack_timeout: Duration::from_secs(5),
             log: "info".into(),
+            workers: 1,
             scripts: Scripts::default(),
             allow_debug: false,
             limits: Limits::default(),
@@ -212,6 +218,11 @@ fn take_sections(config: &mut Config, draft: &mut Draft<'_>) {
             draft.add(&[Step::Key("log")], Side::Value, text);
         }
         config.log = log;
+    }
+    config.workers = document.workers.unwrap_or(config.workers);
+    if !(1..=WORKERS_MAX).contains(&config.workers) {
+        let text = format!("workers must be at least 1 and at most {WORKERS_MAX}");
+        draft.add(&[Step::Key("workers")], Side::Value, text);
     }
     for (setting, text) in document.limits.faults() {
         draft.add(&[Step::Key("limits"), Step::Key(setting)], Side::Value, text);

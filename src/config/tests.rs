@@ -91,6 +91,7 @@ fn the_shipped_file_names_every_setting() {
         upstream_timeout: _,
         ack_timeout: _,
         log: _,
+        workers: _,
         scripts: _,
         allow_debug: _,
         limits:
@@ -124,8 +125,8 @@ fn the_shipped_file_names_every_setting() {
         profile: _,
     } = Config::default();
     let settings = "listen admin upstream database data_dir shutdown_timeout upstream_timeout \
-         ack_timeout log scripts allow_debug maxclients timeout tcp-keepalive tcp-backlog \
-         client-query-buffer-limit proto-max-bulk-len client-output-buffer-limit inflight_max \
+         ack_timeout log workers scripts allow_debug maxclients timeout tcp-keepalive \
+         tcp-backlog client-query-buffer-limit proto-max-bulk-len client-output-buffer-limit inflight_max \
          arguments_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
          linger connections timeout retry_delay_max flush_within on_difference \
          warm_keys_per_second_max enabled memory";
@@ -270,8 +271,8 @@ type = "enum"
     let expected = [
         "1:10: expected IP:PORT such as 127.0.0.1:6380, or [::1]:6380 for IPv6",
         "2:1: there is no setting `lisen` here; known are `listen`, `admin`, `upstream`, \
-         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `ack_timeout`, `log`, `scripts`, \
-         `allow_debug`, `limits`, `journal`, `sink`, `hydrate`, `cache`, `user`, `profile`",
+         `database`, `data_dir`, `shutdown_timeout`, `upstream_timeout`, `ack_timeout`, `log`, \
+         `workers`, `scripts`, `allow_debug`, `limits`, `journal`, `sink`, `hydrate`, `cache`, `user`, `profile`",
         "3:12: expected 'embedded' or redis://[user[:password]@]host[:port][/db]; \
          invalid port number",
         "4:12: expected a text in quotes",
@@ -441,6 +442,19 @@ fn timeouts_are_more_than_nothing_and_at_most_an_hour() {
             assert_eq!(faults(&format!("{setting} = \"{text}\"")), [expected]);
         }
     }
+}
+
+#[test]
+fn workers_are_one_or_more_and_not_very_many() {
+    for count in [1, 2, 64] {
+        assert_eq!(file(&format!("workers = {count}")).unwrap().workers, count);
+    }
+    for count in [0, 65] {
+        let expected = "1:11: workers must be at least 1 and at most 64";
+        assert_eq!(faults(&format!("workers = {count}")), [expected]);
+    }
+    let expected = "1:11: expected a whole number that is not negative";
+    assert_eq!(faults("workers = -1"), [expected]);
 }
 
 #[test]

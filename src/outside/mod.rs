@@ -63,6 +63,16 @@ pub fn keep_alive(stream: &Stream, idle: Duration, pause: Duration, probes: u32)
     Ok(sockopt::set_tcp_keepcnt(stream, probes)?)
 }
 
+/// Takes a socket off this thread, for another.
+///
+/// # Errors
+/// When the system does not let it go.
+pub fn detach(stream: Stream) -> io::Result<std::net::TcpStream> {
+    #[cfg(test)]
+    let Stream::Tcp(stream) = stream else { return Err(io::ErrorKind::Unsupported.into()) };
+    stream.into_std()
+}
+
 /// Returns the number of a socket's descriptor.
 #[must_use]
 pub fn descriptor(half: &WriteHalf) -> i32 {

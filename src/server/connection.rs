@@ -11,7 +11,7 @@
 use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, rc::Rc, task::Poll};
 
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::ReadBuf,
     time::{Sleep, sleep},
 };
 
@@ -19,8 +19,8 @@ use super::{Shared, private::Private};
 use crate::{
     auth::CostlyCheck,
     dispatch::{Client, CommandError, Gate, Late, Proxy, Step, Wanted},
-    outside::{ReadHalf, Stream},
     resp::Scanner,
+    socket::{Incoming, Outgoing},
     upstream::UpstreamError,
 };
 
@@ -34,7 +34,7 @@ const HELD_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Connection {
     shared: Rc<Shared>,
     client: Rc<Client>,
-    read: ReadHalf,
+    read: Incoming,
     scanner: Scanner,
     /// Input that is not dispatched: part of a request, or requests that have to wait.
     pending: Vec<u8>,
@@ -73,11 +73,10 @@ impl Connection {
     /// Makes a client of a new connection and enters it into the list.
     pub(super) fn enter(
         shared: Rc<Shared>,
-        stream: Stream,
+        (read, write): (Incoming, Outgoing),
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Self {
-        let (read, write) = stream.into_split();
         let clients = &shared.proxy.clients;
         let client = Client::new(clients.next_id(), peer, local, write, clients.clock());
         clients.enter(&client);
@@ -123,7 +122,8 @@ impl Connection {
                 self.take_and_act(0).await;
                 continue;
             }
-            let (writable, _) = client.backlog();
+            // What is on its way to the socket matters only to one who ends behind it.
+            let writes = client.backlog().0 > 0 || self.ending && client.unsent() > 0;
             let listens = self.listens();
             tokio::select! {
                 biased;
@@ -131,6 +131,7 @@ impl Connection {
                     self.draining = true;
                     // Behind a QUIT or a protocol error nothing is run any more.
                     if !self.ending {
+                        self.read.gather().await;
                         self.receive_last()?;
                         match &self.late {
                             Some(late) => late.hurry(),
@@ -152,7 +153,7 @@ impl Connection {
                 }
                 () = client.woken() => {}
                 () = end(&mut self.pause), if self.pause.is_some() => self.pause = None,
-                ready = client.writable(), if writable > 0 => {
+                ready = client.writable(), if writes => {
                     ready?;
                     client.flush();
                 }
@@ -448,11 +449,11 @@ async fn hear(private: &mut Option<Private>, proxy: &Proxy) -> Result<(), Upstre
 
 /// Reads into the buffer that all connections share; what it holds must be taken before the next
 /// await, when another connection may read.
-async fn receive(read: &mut ReadHalf, shared: &Shared) -> io::Result<usize> {
+async fn receive(read: &mut Incoming, shared: &Shared) -> io::Result<usize> {
     poll_fn(|context| {
         let mut input = shared.input.borrow_mut();
         let mut buffer = ReadBuf::new(&mut input);
-        match Pin::new(&mut *read).poll_read(context, &mut buffer) {
+        match read.poll_read(context, &mut buffer) {
             Poll::Ready(result) => Poll::Ready(result.map(|()| {
                 let count = buffer.filled().len();
                 shared.proxy.metrics.bytes_in.add(count as u64);

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use crate::{
     dispatch::Proxy,
     outside::{self, Listener, Stream},
+    socket::{self, Threads},
 };
 use connection::Connection;
 
@@ -41,12 +42,13 @@ struct Shared {
     draining: CancellationToken,
 }
 
-/// Accepts clients until `draining`, then lets those that are there finish, and returns when all
+/// Accepts clients, whose sockets the `threads` carry if there are any, until `draining`, then lets those that are there finish, and returns when all
 /// have left or `give_up` says so.
 pub async fn serve(
     listener: Listener,
     proxy: Rc<Proxy>,
     limits: Limits,
+    threads: Option<Threads>,
     draining: CancellationToken,
     give_up: CancellationToken,
 ) {
@@ -70,7 +72,7 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => admit(&shared, stream, &mut connections),
+            Ok((stream, _)) => admit(&shared, stream, threads.as_ref(), &mut connections),
             // Out of descriptors, most likely: waiting lets others close theirs.
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
@@ -89,10 +91,20 @@ pub async fn serve(
         () = give_up.cancelled() => {}
     }
     sweeping.abort();
+    if let Some(threads) = threads {
+        // Those that are cut off as well, so that no connection outlives the thread of its socket.
+        connections.shutdown().await;
+        threads.end();
+    }
 }
 
 /// Lets a client in, or tells it why not.
-fn admit(shared: &Rc<Shared>, stream: Stream, connections: &mut JoinSet<()>) {
+fn admit(
+    shared: &Rc<Shared>,
+    stream: Stream,
+    threads: Option<&Threads>,
+    connections: &mut JoinSet<()>,
+) {
     let metrics = &shared.proxy.metrics;
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let refusal = if !shared.proxy.auth.required() && !peer.ip().to_canonical().is_loopback() {
@@ -109,12 +121,15 @@ fn admit(shared: &Rc<Shared>, stream: Stream, connections: &mut JoinSet<()>) {
         return;
     }
     let ready = stream.set_nodelay(true).and_then(|()| keep_alive(&stream, &shared.limits));
-    if let Err(error) = ready {
-        debug!(%error, "a client left at once");
-        return;
-    }
+    let halves = match ready.and_then(|()| socket::place(stream, threads)) {
+        Ok(halves) => halves,
+        Err(error) => {
+            debug!(%error, "a client left at once");
+            return;
+        }
+    };
     metrics.connections.add(1);
-    let connection = Connection::enter(Rc::clone(shared), stream, peer, local);
+    let connection = Connection::enter(Rc::clone(shared), halves, peer, local);
     metrics.connections_open.set(shared.proxy.clients.len() as u64);
     connections.spawn_local(connection.run());
 }

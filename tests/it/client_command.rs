@@ -64,7 +64,7 @@ fn two(setup: &Setup) -> (Client, Client) {
     (killer, victim)
 }
 
-fn killed_by_id(setup: Setup) {
+pub(crate) fn killed_by_id(setup: Setup) {
     let (mut killer, mut victim) = two(&setup);
     let mut other = setup.proxy.client();
     let (own_id, victims) = (id(&mut killer), id(&mut victim));
@@ -101,7 +101,7 @@ fn killed_by_local_address(setup: Setup) {
     assert_dead(&mut killer);
 }
 
-fn killed_by_type(setup: Setup) {
+pub(crate) fn killed_by_type(setup: Setup) {
     let (mut killer, mut victim) = two(&setup);
     if setup.redis.is_some() {
         let mut subscriber = setup.proxy.client();
@@ -134,7 +134,7 @@ fn killed_by_age(setup: Setup) {
 }
 
 /// The reply comes before the end, and nothing behind it is run.
-fn killed_itself(setup: Setup) {
+pub(crate) fn killed_itself(setup: Setup) {
     let mut client = setup.proxy.client();
     let address = own(&mut client, "addr");
     client.send([words(&format!("CLIENT KILL {address}")), words("HSET user:1 a b")].concat());

@@ -59,3 +59,4 @@ mod verify;
 mod verify_under_load;
 mod watch;
 mod watch_faults;
+mod workers;

@@ -25,7 +25,10 @@ const COUNTERS: [&str; 2] = ["questions_asked", "login_count"];
 
 #[test]
 fn redis_postgres_and_a_model_are_equal_after_100_000_mixed_commands() {
-    let setup = Setup::servers();
+    all_are_equal_after_a_mixed_load(&Setup::servers());
+}
+
+pub(crate) fn all_are_equal_after_a_mixed_load(setup: &Setup) {
     let address = setup.proxy.address();
     let workers: Vec<_> = (0..CONNECTIONS)
         .map(|number| {
@@ -47,7 +50,7 @@ fn redis_postgres_and_a_model_are_equal_after_100_000_mixed_commands() {
 
     setup.wait_for_history(changes);
     assert_same_profiles("PostgreSQL", &setup.database_profiles(), "the model", &model);
-    assert_counters_in_the_view(&setup, &model);
+    assert_counters_in_the_view(setup, &model);
     assert_commands_counted(&setup.proxy);
 }
 

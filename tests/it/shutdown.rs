@@ -16,7 +16,7 @@ on_both_setups!(
     an_idle_proxy_stops_at_once_and_closes_its_connections,
 );
 
-fn received_commands_are_answered_and_in_the_database(mut setup: Setup) {
+pub(crate) fn received_commands_are_answered_and_in_the_database(mut setup: Setup) {
     const COMMANDS: i64 = 300;
     let mut client = setup.proxy.client();
     let increment = encode(&["HINCRBY", "user:EMP001", "login_count", "1"]);
@@ -38,7 +38,7 @@ fn received_commands_are_answered_and_in_the_database(mut setup: Setup) {
     );
 }
 
-fn nothing_acknowledged_is_missing_after_a_stop_under_load(mut setup: Setup) {
+pub(crate) fn nothing_acknowledged_is_missing_after_a_stop_under_load(mut setup: Setup) {
     let stop = Arc::new(AtomicBool::new(false));
     let running: Vec<_> = (0..6)
         .map(|number| Load::new(number).spawn(setup.proxy.address(), Arc::clone(&stop)))

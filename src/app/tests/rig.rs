@@ -207,7 +207,7 @@ impl Rig {
             Worker { config, schema, auth, metrics, stops: stops.clone(), started, admin, sink };
         let listener = Listener::Memory(TokioMutex::new(streams));
         let whole = async {
-            let ledger = worker.carry(listener, opened, leftover, None).await;
+            let ledger = worker.carry(listener, None, opened, leftover, None).await;
             let _ = crate::app::close(ledger);
             stops.carried.cancel();
             let _ = delivering.await;

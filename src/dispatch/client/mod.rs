@@ -3,6 +3,7 @@
 pub(super) mod arrival;
 pub(super) mod clients;
 pub(super) mod filter;
+mod on_lane;
 mod outbox;
 
 use std::{
@@ -14,9 +15,11 @@ use std::{
 
 use tokio::sync::Notify;
 
+pub(super) use self::on_lane::Profiles;
 use self::{
     arrival::{Arrivals, Behind, Run},
     clients::Clock,
+    on_lane::OnLane,
     outbox::Outbox,
 };
 use super::{
@@ -26,8 +29,8 @@ use super::{
 use crate::{
     auth::Identity,
     journal::Sequence,
-    outside::{WriteHalf, descriptor},
     resp::{Protocol, ReplyWriter},
+    socket::Outgoing,
 };
 
 /// What the task of a connection wants to be woken for.
@@ -53,35 +56,6 @@ pub enum Silence {
     Now,
     /// None of them.
     Off,
-}
-
-/// Some profiles, by seven bits of the hash of each; it may seem to have others as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Profiles(u128);
-
-impl Profiles {
-    /// Every profile.
-    pub(super) const ALL: Self = Self(u128::MAX);
-
-    /// The one with this hash.
-    pub(super) fn one(hash: u64) -> Self {
-        Self(1 << (hash >> 57))
-    }
-}
-
-/// The profiles about which a client waits for replies of the lane. What it reads about one of them
-/// meanwhile must not be older than those replies, so it goes over the lane, too.
-///
-/// ```text
-///    former: all of it was asked before `turn`      latest: asked since the last turn
-///  ───────────────┬───────────────────────────────┬────────────────────────► replies, counted
-///              received, so far                  turn: from here on `former` is of no use
-/// ```
-#[derive(Debug, Clone, Copy, Default)]
-struct OnLane {
-    former: Profiles,
-    latest: Profiles,
-    turn: u64,
 }
 
 /// A client, shared between its connection and the replies on their way to it.
@@ -114,7 +88,7 @@ pub struct Client {
     /// Where the clock stood when the client last said or took something.
     active_at: Cell<u64>,
     outbox: RefCell<Outbox>,
-    socket: WriteHalf,
+    socket: Outgoing,
     in_flight: Cell<u32>,
     /// Replies of the lane that have come.
     received: Cell<u64>,
@@ -163,7 +137,7 @@ impl Client {
         id: u64,
         peer: SocketAddr,
         local: SocketAddr,
-        socket: WriteHalf,
+        socket: Outgoing,
         clock: &Clock,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -212,7 +186,7 @@ impl Client {
 
     /// Returns the number of the socket's descriptor, for `CLIENT LIST`.
     pub(super) fn descriptor(&self) -> i32 {
-        descriptor(&self.socket)
+        self.socket.descriptor()
     }
 
     /// Returns how many replies the lane owes this client.
@@ -458,20 +432,30 @@ impl Client {
         }
     }
 
-    /// Returns the bytes that are to be written now, and all that are kept.
+    /// Returns the bytes that are to be written now, and all that are kept, with those on their way to
+    /// the socket.
     #[must_use]
     pub fn backlog(&self) -> (usize, usize) {
         let outbox = self.outbox.borrow();
         let writable = if self.delayed.get() { 0 } else { outbox.writable() };
-        (writable, outbox.len())
+        (writable, outbox.len() + self.socket.unsent())
     }
 
-    /// Waits until the socket takes more.
+    /// Returns the bytes that are written and not in the socket yet.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.socket.unsent()
+    }
+
+    /// Waits until the socket takes more, or has taken all when nothing is left to be written.
     ///
     /// # Errors
     /// When the connection is broken.
     pub async fn writable(&self) -> std::io::Result<()> {
-        self.socket.writable().await
+        match self.backlog() {
+            (0, _) => self.socket.sent().await,
+            _ => self.socket.writable().await,
+        }
     }
 
     /// Waits until [`Self::flush`] or [`Self::close`] has something for the connection to do.
@@ -498,3 +482,7 @@ impl Client {
         self.closed.get()
     }
 }
+
+#[cfg(test)]
+#[path = "carried_tests.rs"]
+mod tests;

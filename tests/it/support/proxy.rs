@@ -3,6 +3,7 @@
 //! Its log is captured. When a proxy is dropped, every line at WARN or ERROR that the test did not
 //! declare fails the test, and so does a declared line that never came.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -19,6 +20,8 @@ use super::metrics_text::Metrics;
 use super::process::{Process, START_ATTEMPTS_MAX, free_port};
 use super::wait_until;
 
+const SHIPPED: &str = include_str!("../../../config/profile-proxy.toml");
+
 const START_BOUND: Duration = Duration::from_secs(30);
 const STOP_BOUND: Duration = Duration::from_secs(30);
 
@@ -28,6 +31,7 @@ pub(crate) struct ProxyOptions {
     upstream: Option<String>,
     database: Option<String>,
     config: Option<String>,
+    workers: Option<String>,
     environment: Vec<(String, String)>,
     expected_logs: Vec<String>,
     allowed_logs: Vec<String>,
@@ -57,12 +61,30 @@ impl ProxyOptions {
 
     /// Reads go to the upstream, every one of them.
     pub(crate) fn without_memory(mut self) -> Self {
-        const SHIPPED: &str = include_str!("../../../config/profile-proxy.toml");
         self.config = Some(match self.config {
             Some(text) => format!("{text}\n[cache]\nenabled = false\n"),
             None => SHIPPED.replace("enabled = true ", "enabled = false"),
         });
         self
+    }
+
+    /// Threads for clients; without this as many as `TEST_WORKERS` says, or one.
+    pub(crate) fn workers(mut self, count: usize) -> Self {
+        self.workers = Some(count.to_string());
+        self
+    }
+
+    /// The text of the configuration file, if there has to be one.
+    fn text(&self) -> Option<String> {
+        let workers = self.workers.clone().or_else(|| std::env::var("TEST_WORKERS").ok());
+        match (&self.config, workers) {
+            (config, None) => config.clone(),
+            (Some(text), _) if text.contains("\nworkers = ") => Some(text.clone()),
+            (Some(text), Some(count)) => Some(format!("workers = {count}\n{text}")),
+            (None, Some(count)) => {
+                Some(SHIPPED.replace("\nworkers = 1 ", &format!("\nworkers = {count} ")))
+            }
+        }
     }
 
     /// An environment variable of the proxy.
@@ -121,7 +143,7 @@ impl ProxyOptions {
     #[track_caller]
     pub(crate) fn start(mut self) -> Proxy {
         let mut folder = tempfile::Builder::new().prefix("proxy-").tempdir().expect("temp folder");
-        if let Some(text) = &self.config {
+        if let Some(text) = self.text() {
             fs::write(folder.path().join("proxy.toml"), text).expect("the configuration file");
         }
         for _ in 0..START_ATTEMPTS_MAX {
@@ -212,6 +234,24 @@ impl Proxy {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
         kib.and_then(|kib| kib.parse::<u64>().ok()).expect("a size in kB") * 1024
+    }
+
+    /// The threads of the process: their names, and how often each has given up its processor.
+    #[track_caller]
+    pub(crate) fn threads(&self) -> BTreeMap<String, u64> {
+        let id = self.process.as_ref().expect("a running proxy").id();
+        let tasks = fs::read_dir(format!("/proc/{id}/task")).expect("the threads of the proxy");
+        let status =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+        let value = |status: &str, name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+            line.trim().to_owned()
+        };
+        let named = status.map(|text| {
+            let switches = value(&text, "voluntary_ctxt_switches:");
+            (value(&text, "Name:"), switches.parse().expect("a number"))
+        });
+        named.collect()
     }
 
     /// The folder with the journal and, by default, the SQLite file.
@@ -369,8 +409,9 @@ impl Proxy {
         if let Some(url) = &self.options.database {
             command.args(["--database", url]);
         }
-        if self.options.config.is_some() {
-            command.arg("--config").arg(self.folder.path().join("proxy.toml"));
+        let config = self.folder.path().join("proxy.toml");
+        if config.exists() {
+            command.arg("--config").arg(config);
         }
         // The developer's own settings and working folder have no say here.
         for (name, _) in std::env::vars_os() {

@@ -1,0 +1,30 @@
+//! The profiles about which a client waits for replies of the lane.
+
+/// Some profiles, by seven bits of the hash of each; it may seem to have others as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::dispatch) struct Profiles(pub(super) u128);
+
+impl Profiles {
+    /// Every profile.
+    pub(in crate::dispatch) const ALL: Self = Self(u128::MAX);
+
+    /// The one with this hash.
+    pub(in crate::dispatch) fn one(hash: u64) -> Self {
+        Self(1 << (hash >> 57))
+    }
+}
+
+/// The profiles about which a client waits for replies of the lane. What it reads about one of them
+/// meanwhile must not be older than those replies, so it goes over the lane, too.
+///
+/// ```text
+///    former: all of it was asked before `turn`      latest: asked since the last turn
+///  ───────────────┬───────────────────────────────┬────────────────────────► replies, counted
+///              received, so far                  turn: from here on `former` is of no use
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OnLane {
+    pub(super) former: Profiles,
+    pub(super) latest: Profiles,
+    pub(super) turn: u64,
+}
