@@ -97,7 +97,7 @@ impl Connection {
     }
 
     /// Serves the client until it leaves, is cut off, or the proxy stops.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(&mut self) {
         // A connection that breaks needs no words: whoever broke it knows.
         let _ = self.converse().await;
         self.client.close();
@@ -253,7 +253,8 @@ impl Connection {
         }
     }
 
-    /// Dispatches what is there, `count` fresh bytes included, and does what that asks for.
+    /// Dispatches what is there, `count` fresh bytes included, and does what that asks for. What is
+    /// rare gets memory of its own, so that an idle connection has no room for it.
     async fn take_and_act(&mut self, count: usize) {
         self.client.stir();
         let mut pause = self.take(count);
@@ -266,17 +267,17 @@ impl Connection {
                     self.client.want(wanted);
                 }
                 Pause::Check(check) => {
-                    self.verify(check).await;
+                    Box::pin(self.verify(check)).await;
                     pause = self.take(0);
                     continue;
                 }
                 Pause::Link { to_kill } => {
-                    self.take_link(to_kill).await;
+                    Box::pin(self.take_link(to_kill)).await;
                     pause = self.take(0);
                     continue;
                 }
                 Pause::Load(gate) => {
-                    self.load(&gate).await;
+                    Box::pin(self.load(&gate)).await;
                     pause = self.take(0);
                     continue;
                 }

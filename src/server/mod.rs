@@ -129,9 +129,10 @@ fn admit(
         }
     };
     metrics.connections.add(1);
-    let connection = Connection::enter(Rc::clone(shared), halves, peer, local);
+    let mut connection = Connection::enter(Rc::clone(shared), halves, peer, local);
     metrics.connections_open.set(shared.proxy.clients.len() as u64);
-    connections.spawn_local(connection.run());
+    // By reference: a future keeps an argument that it takes twice.
+    connections.spawn_local(async move { connection.run().await });
 }
 
 /// Has the system find out about clients that are gone without a word, as Redis does: a probe after

@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::crossing::{Carrier, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX, Receiver, Sender, open};
-use super::threads::{Bells, Call, Calls, Threads};
+use super::threads::{Bells, Call, Calls, TOGETHER_MAX, Threads};
 use super::{Incoming, Outgoing, place};
 use crate::outside::Stream;
 
@@ -165,6 +165,22 @@ fn a_receiver_that_goes_ends_the_carrier() {
     let mut taken = Vec::new();
     carrier.take_output(&mut taken);
     assert_eq!(taken, b"last words");
+}
+
+/// A turn of the dispatch thread lasts for as long as there is something to run.
+#[test]
+fn a_long_turn_rings_for_its_next_few_calls() {
+    let calls = Calls::new();
+    let mut taken = Vec::new();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut take = pin!(calls.take(&mut taken));
+    assert!(take.as_mut().poll(&mut context).is_pending());
+    for _ in 0..TOGETHER_MAX - 1 {
+        calls.push(Call::End);
+        assert!(take.as_mut().poll(&mut context).is_pending(), "nobody has rung");
+    }
+    calls.push(Call::End);
+    assert!(take.as_mut().poll(&mut context).is_ready());
 }
 
 #[test]

@@ -39,8 +39,9 @@ use crate::outside::{Stream, detach};
 const READ_BYTES: usize = 64 << 10;
 /// Memory that an idle connection keeps for output.
 const KEPT_BYTES_MAX: usize = 16 << 10;
-/// So many wait for the end of a turn.
-const WAKES_MAX: usize = 16;
+/// So many calls or wakes wait for the end of a turn. A turn lasts for as long as there is something
+/// to do, and the other side should not stand idle meanwhile.
+pub(super) const TOGETHER_MAX: usize = 16;
 /// How long the end of a thread waits for its connections, which have ended by then.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -75,13 +76,18 @@ impl Calls {
         })
     }
 
-    /// Adds a call, for which [`Self::ring`] will ring; says whether anybody will answer it.
+    /// Adds a call, for which [`Self::ring`] will ring, or the next few calls of a long turn; says
+    /// whether anybody will answer it.
     pub(super) fn push(&self, call: Call) -> bool {
         let mut waiting = lock(&self.waiting);
         let Some(calls) = waiting.as_mut() else { return false };
         calls.push(call);
+        let many = calls.len() >= TOGETHER_MAX;
         drop(waiting);
         self.unrung.store(true, Ordering::Release);
+        if many {
+            self.ring();
+        }
         true
     }
 
@@ -97,7 +103,7 @@ impl Calls {
     pub(super) fn wake_later(&self, waker: Waker) {
         let mut wakes = lock(&self.wakes);
         wakes.push(waker);
-        if wakes.len() >= WAKES_MAX {
+        if wakes.len() >= TOGETHER_MAX {
             wakes.drain(..).for_each(Waker::wake);
         }
     }

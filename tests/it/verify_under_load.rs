@@ -17,6 +17,10 @@ const COUNTED: u64 = 30;
 /// Profiles to which anything happens.
 const MIXED: u64 = 60;
 const TIME: Duration = Duration::from_secs(6);
+/// A busy machine takes longer for so much, up to a bound.
+const RUNS_MIN: u64 = 3;
+const MENDED_MIN: usize = 11;
+const BOUND: Duration = Duration::from_secs(60);
 
 type Counters = BTreeMap<String, i64>;
 
@@ -116,14 +120,13 @@ fn writes_that_go_on_are_no_drift() {
     let runs = AtomicU64::new(0);
     let counted = load.beside(|| {
         let start = Instant::now();
-        while start.elapsed() < TIME {
+        while start.elapsed() < TIME || runs.load(Ordering::Relaxed) < RUNS_MIN {
             let (code, out, errors) = run(&setup.proxy, "verify --rate 100000");
             assert_eq!(code, 0, "{out}{errors}");
             assert!(out.ends_with(" 0 differ, 0 mended\n"), "{out}");
             runs.fetch_add(1, Ordering::Relaxed);
         }
     });
-    assert!(runs.load(Ordering::Relaxed) > 2);
     let metrics = setup.proxy.metrics();
     assert!(metrics.sum("profile_proxy_compared_profiles_total", &[]) > 100.0);
     assert!(metrics.sum("profile_proxy_drift_total", &[]) < 0.5);
@@ -138,7 +141,7 @@ fn a_repair_of_profiles_in_use_loses_no_write() {
     let counted = load.beside(|| {
         let mut direct = setup.store_client();
         let (start, mut random) = (Instant::now(), Random::seeded(5));
-        while start.elapsed() < TIME {
+        while start.elapsed() < TIME || mended < MENDED_MIN && start.elapsed() < BOUND {
             for _ in 0..10 {
                 let key = format!("user:c{}", random.below(COUNTED));
                 direct.command(&["HSET", &key, "past", &random.below(1000).to_string()]);
@@ -150,7 +153,7 @@ fn a_repair_of_profiles_in_use_loses_no_write() {
             mended += out.lines().filter(|line| line.contains('\t')).count();
         }
     });
-    assert!(mended > 10, "hardly anything was mended: {mended}");
+    assert!(mended >= MENDED_MIN, "hardly anything was mended: {mended}");
     assert_counters(&setup, &counted);
     let (code, out, errors) = run(&setup.proxy, "verify");
     assert_eq!(code, 0, "{out}{errors}");
