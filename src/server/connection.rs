@@ -44,7 +44,7 @@ pub(super) struct Connection {
     ending: bool,
     /// Runs while input has to wait because the journal fills up.
     pause: Option<Pin<Box<Sleep>>>,
-    private: Option<Private>,
+    private: Option<Box<Private>>,
     /// The reply to the last request, if it is not known yet.
     late: Option<Late>,
     /// Why the private link could not be had that the next request needs.
@@ -235,7 +235,7 @@ impl Connection {
         let proxy = Rc::clone(&self.shared.proxy);
         let Some(pool) = &proxy.pool else { return };
         match Private::take(pool, &self.client, to_kill).await {
-            Ok(private) => self.private = Some(private),
+            Ok(private) => self.private = Some(Box::new(private)),
             Err(error) => self.linkless = Some(error),
         }
     }
@@ -307,7 +307,7 @@ impl Connection {
         if self.client.is_closed() {
             return Pause::End;
         }
-        if self.private.as_ref().is_some_and(Private::is_left_behind) {
+        if self.private.as_ref().is_some_and(|private| private.is_left_behind()) {
             self.lose_link();
             if self.ending {
                 return Pause::End;
@@ -441,7 +441,7 @@ async fn learn(late: &mut Option<Late>) -> Result<Vec<u8>, CommandError> {
 }
 
 /// Waits for the private link to say something.
-async fn hear(private: &mut Option<Private>, proxy: &Proxy) -> Result<(), UpstreamError> {
+async fn hear(private: &mut Option<Box<Private>>, proxy: &Proxy) -> Result<(), UpstreamError> {
     match private {
         Some(private) => private.receive(proxy).await,
         None => std::future::pending().await,

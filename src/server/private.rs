@@ -242,7 +242,7 @@ impl Private {
 
     /// Follows a change of the client's session: gives the link back if it holds nothing that the
     /// client needs, or else lets it speak the client's protocol.
-    pub(super) fn follow(held: &mut Option<Self>, pool: Option<&Pool>) {
+    pub(super) fn follow(held: &mut Option<Box<Self>>, pool: Option<&Pool>) {
         Self::settle(held, pool);
         if let Some(private) = held {
             private.speak();
@@ -250,8 +250,8 @@ impl Private {
     }
 
     /// Gives the link back if the client does not need it any more.
-    pub(super) fn settle(held: &mut Option<Self>, pool: Option<&Pool>) {
-        let done = |private: &mut Self| {
+    pub(super) fn settle(held: &mut Option<Box<Self>>, pool: Option<&Pool>) {
+        let done = |private: &mut Box<Self>| {
             let hold = private.client.hold.get();
             hold.owed == 0 && !hold.holds()
         };
