@@ -79,6 +79,8 @@ pub struct Hydration {
 struct State {
     residency: Residency,
     record: Option<EpochRecord>,
+    /// The database turned out to be another one before there was a record to note it in.
+    replaced: bool,
     /// Profiles are being checked in the epoch of the record, since this process knows it.
     begun: bool,
     /// Changes up to this one count when a profile is looked up; not known while writes are in
@@ -149,6 +151,7 @@ impl Hydration {
             state: RefCell::new(State {
                 residency: Residency::default(),
                 record,
+                replaced: false,
                 begun: false,
                 appended: None,
                 empty: false,
@@ -242,7 +245,10 @@ impl Hydration {
     /// Has every profile checked on a link that is up.
     fn check_again(self: &Rc<Self>, replaced: bool) {
         let mut state = self.state.borrow_mut();
-        let State { record: Some(record), .. } = &mut *state else { return };
+        let State { record: Some(record), .. } = &mut *state else {
+            state.replaced |= replaced;
+            return;
+        };
         record.replaced = replaced || record.replaced && !record.settled;
         record.settled = false;
         self.remember(record);
@@ -319,7 +325,8 @@ impl Hydration {
             return record.first_ticket;
         }
         let first_ticket = self.ledger.borrow().next_ticket();
-        let record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
+        let mut record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
+        record.replaced |= std::mem::take(&mut state.replaced);
         let kinds = self.schema.kinds();
         let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
         tell(state.record.as_ref(), &record.epoch, keeps);
