@@ -2,20 +2,26 @@
 //! one.
 //!
 //! ```text
-//! profile-proxy epoch 3
+//! profile-proxy epoch 4
 //! run_id 7d4c...          INFO server
 //! replication_id 91aa...  INFO replication
 //! role master
 //! eviction noeviction     '-' where Redis does not tell
-//! cached session          kinds of profiles that Redis may lack, '-' for none
-//! cached_before -         kinds that it was free to lack before, while the epoch is not settled
+//! database 0              the number of the database that holds the profiles
+//! kinds user:{id}         which keys are profiles
+//! cached session:{id}     those of them that Redis may lack, '-' for none
+//! cached_before -         those that it was free to lack before and that were not checked since
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
 //! settled true            every profile was checked in this epoch
 //! replaced false          the database lacks what the journal has let go of, while it is not
 //! ```
 //!
+//! Kinds of profiles stand there by their key patterns, with tabs between them, since a pattern may
+//! hold spaces and a name may come to stand for other keys.
+//!
 //! The file is replaced as a whole: written beside it, synced, renamed, and the folder synced. One
-//! that cannot be read counts as none, which costs a check of every profile and nothing else.
+//! that cannot be read counts as none, which costs a check of every profile; what it knew of an
+//! earlier database and of earlier kinds is forgotten.
 
 use std::{
     fs::{self, File},
@@ -23,7 +29,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const HEAD: &str = "profile-proxy epoch 3";
+const HEAD: &str = "profile-proxy epoch 4";
+const BETWEEN: char = '\t';
 
 /// What tells one life of Redis from another.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,9 +43,27 @@ pub struct Epoch {
     pub role: String,
     /// `maxmemory-policy`, where there is a limit for it; a change of it may have cost keys.
     pub eviction: Option<String>,
-    /// The kinds of profiles that Redis may lack (`cache_ttl`), with a space between them. One that
-    /// is expected to be there from now on may be missing.
+    /// The number of the database in Redis: the profiles of another one are others.
+    pub database: u32,
+    /// The patterns of all kinds of profiles, see [`patterns`]. What was no profile was written
+    /// without being recorded.
+    pub kinds: String,
+    /// Those of the kinds that Redis may lack (`cache_ttl`). One that is expected to be there from
+    /// now on may be missing.
     pub cached: String,
+}
+
+/// Puts key patterns into one text, in an order that does not depend on the configuration's.
+#[must_use]
+pub fn patterns(patterns: impl Iterator<Item = String>) -> String {
+    let mut patterns: Vec<String> = patterns.collect();
+    patterns.sort_unstable();
+    patterns.dedup();
+    patterns.join(&BETWEEN.to_string())
+}
+
+fn apart(patterns: &str) -> impl Iterator<Item = &str> {
+    patterns.split(BETWEEN).filter(|pattern| !pattern.is_empty())
 }
 
 impl Epoch {
@@ -67,8 +92,8 @@ pub struct EpochRecord {
     /// The database is another one than before and lacks what the journal has let go of, so Redis is
     /// right in everything until every profile was checked.
     pub replaced: bool,
-    /// The kinds of profiles that had `cache_ttl` before, with a space between them: until they were
-    /// checked, an expiry in Redis may be how long it was to keep its copy.
+    /// The patterns of kinds that had `cache_ttl` before: until their profiles were checked, an expiry
+    /// in Redis may be how long it was to keep its copy.
     pub cached_before: String,
 }
 
@@ -76,23 +101,29 @@ impl EpochRecord {
     /// Begins an epoch behind another one; what was not settled there is not settled by the change.
     #[must_use]
     pub fn after(before: Option<&Self>, epoch: Epoch, first_ticket: u64) -> Self {
-        let unsettled = before.filter(|before| !before.settled);
-        let replaced = unsettled.is_some_and(|before| before.replaced);
-        let earlier = unsettled.map_or("", |before| before.cached_before.as_str());
+        let replaced = before.is_some_and(|before| !before.settled && before.replaced);
+        let earlier = before.map_or("", |before| before.cached_before.as_str());
         let cached = before.map_or("", |before| before.epoch.cached.as_str());
-        let now: Vec<&str> = epoch.cached.split(' ').collect();
-        let mut kinds: Vec<&str> = cached.split(' ').chain(earlier.split(' ')).collect();
-        kinds.retain(|kind| !kind.is_empty() && !now.contains(kind));
-        kinds.sort_unstable();
-        kinds.dedup();
-        let cached_before = kinds.join(" ");
+        let is_cached = |pattern: &str| apart(&epoch.cached).any(|now| now == pattern);
+        let before = apart(cached).chain(apart(earlier)).filter(|pattern| !is_cached(pattern));
+        let cached_before = patterns(before.map(str::to_owned));
         Self { epoch, first_ticket, settled: false, replaced, cached_before }
     }
 
-    /// Tells whether a kind of profiles had `cache_ttl` before, and not all of them were checked since.
+    /// Notes that every profile was checked. Nobody has looked at the keys of kinds that are not in
+    /// the configuration; one of them may come back to it.
+    pub fn settle(&mut self) {
+        self.settled = true;
+        let is_kind = |pattern: &str| apart(&self.epoch.kinds).any(|kind| kind == pattern);
+        let unseen = apart(&self.cached_before).filter(|pattern| !is_kind(pattern));
+        self.cached_before = patterns(unseen.map(str::to_owned));
+    }
+
+    /// Tells whether the kind with this pattern had `cache_ttl` before, and not all of its profiles
+    /// were checked since.
     #[must_use]
-    pub fn was_cached(&self, kind: &str) -> bool {
-        self.cached_before.split(' ').any(|name| name == kind)
+    pub fn was_cached(&self, pattern: &str) -> bool {
+        apart(&self.cached_before).any(|before| before == pattern)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -105,26 +136,29 @@ impl EpochRecord {
         let replication_id = take("replication_id")?;
         let role = take("role")?;
         let eviction = Some(take("eviction")?).filter(|policy| policy != "-");
+        let database = take("database")?.parse().ok()?;
         let mut kinds =
             |name| take(name).map(|kinds| if kinds == "-" { String::new() } else { kinds });
-        let (cached, cached_before) = (kinds("cached")?, kinds("cached_before")?);
+        let (all, cached, cached_before) =
+            (kinds("kinds")?, kinds("cached")?, kinds("cached_before")?);
         let first_ticket = take("first_ticket")?.parse().ok()?;
         let settled = take("settled")?.parse().ok()?;
         let replaced = take("replaced")?.parse().ok()?;
-        let epoch = Epoch { run_id, replication_id, role, eviction, cached };
+        let kinds = all;
+        let epoch = Epoch { run_id, replication_id, role, eviction, database, kinds, cached };
         Some(Self { epoch, first_ticket, settled, replaced, cached_before })
     }
 
     fn text(&self) -> String {
         let Self { epoch, first_ticket, settled, replaced, cached_before } = self;
-        let Epoch { run_id, replication_id, role, eviction, cached } = epoch;
-        let [cached, cached_before] =
-            [cached, cached_before].map(|kinds| if kinds.is_empty() { "-" } else { kinds });
+        let Epoch { run_id, replication_id, role, eviction, database, kinds, cached } = epoch;
+        let [kinds, cached, cached_before] =
+            [kinds, cached, cached_before].map(|kinds| if kinds.is_empty() { "-" } else { kinds });
         let eviction = eviction.as_deref().unwrap_or("-");
         format!(
             "{HEAD}\nrun_id {run_id}\nreplication_id {replication_id}\nrole {role}\n\
-             eviction {eviction}\ncached {cached}\ncached_before {cached_before}\n\
-             first_ticket {first_ticket}\nsettled {settled}\nreplaced {replaced}\n"
+             eviction {eviction}\ndatabase {database}\nkinds {kinds}\ncached {cached}\n\
+             cached_before {cached_before}\nfirst_ticket {first_ticket}\nsettled {settled}\nreplaced {replaced}\n"
         )
     }
 }
@@ -151,8 +185,19 @@ impl EpochFile {
     /// Replaces the file; it is on the disk when this returns.
     ///
     /// # Errors
-    /// When the file system fails; the old file is still there then.
+    /// When the file system fails. The old file is removed then, because it may call settled what is
+    /// to be checked again; it stays if the database was replaced, because without it that would be
+    /// forgotten.
     pub fn write(&self, record: &EpochRecord) -> io::Result<()> {
+        let written = self.replace(record);
+        if written.is_err() && !record.replaced {
+            // Where even this fails nothing can be done, and whoever has called is told.
+            let _ = fs::remove_file(&self.path);
+        }
+        written
+    }
+
+    fn replace(&self, record: &EpochRecord) -> io::Result<()> {
         let beside = self.path.with_extension("new");
         let mut file = File::create(&beside)?;
         file.write_all(record.text().as_bytes())?;
@@ -175,14 +220,16 @@ mod tests {
             replication_id: String::new(),
             role: "master".into(),
             eviction: Some("allkeys-lru".into()),
-            cached: "session token".into(),
+            database: 3,
+            kinds: "session:{id}\ttoken:{id}\tuser:{id}".into(),
+            cached: "session:{id}\ttoken:{id}".into(),
         };
         EpochRecord {
             epoch,
             first_ticket: 1042,
             settled: true,
             replaced: false,
-            cached_before: "visit".into(),
+            cached_before: "visit:{id}".into(),
         }
     }
 
@@ -218,21 +265,53 @@ mod tests {
 
     #[test]
     fn what_was_not_settled_is_still_not_settled_behind_a_change() {
-        let epoch = |cached: &str| Epoch { cached: cached.into(), ..Epoch::default() };
-        let settled = EpochRecord { replaced: true, ..record() };
-        let next = EpochRecord::after(Some(&settled), epoch("token"), 7);
-        assert_eq!((next.replaced, next.cached_before.as_str()), (false, "session"));
+        let epoch = |cached: &str| Epoch { cached: cached.into(), ..record().epoch };
+        let settled = EpochRecord { replaced: true, cached_before: String::new(), ..record() };
+        let next = EpochRecord::after(Some(&settled), epoch("token:{id}"), 7);
+        assert_eq!((next.replaced, next.cached_before.as_str()), (false, "session:{id}"));
+        assert!(next.was_cached("session:{id}") && !next.was_cached("token:{id}"));
         let unsettled = EpochRecord { replaced: true, ..next };
         let next = EpochRecord::after(Some(&unsettled), epoch(""), 9);
-        assert_eq!((next.replaced, next.cached_before.as_str()), (true, "session token"));
-        let next = EpochRecord::after(Some(&next), epoch("session"), 9);
-        assert_eq!(next.cached_before, "token");
-        assert_eq!(EpochRecord::after(None, epoch("session"), 1).cached_before, "");
+        assert_eq!(next.cached_before, "session:{id}\ttoken:{id}");
+        assert!(next.replaced);
+        let next = EpochRecord::after(Some(&next), epoch("session:{id}"), 9);
+        assert_eq!(next.cached_before, "token:{id}");
+        assert_eq!(EpochRecord::after(None, epoch("session:{id}"), 1).cached_before, "");
     }
 
     #[test]
-    fn a_kind_that_redis_may_lack_no_longer_begins_an_epoch() {
-        let now = Epoch { cached: "session".into(), ..record().epoch };
-        assert!(!now.is(&record().epoch));
+    fn what_a_kind_was_before_it_left_the_configuration_is_known_when_it_comes_back() {
+        let with =
+            |kinds: &str| Epoch { kinds: kinds.into(), cached: String::new(), ..record().epoch };
+        let mut without = EpochRecord::after(Some(&record()), with("user:{id}\tvisit:{id}"), 7);
+        without.settle();
+        assert!(!without.was_cached("visit:{id}"), "it is there, and all of it was checked");
+        let mut again = EpochRecord::after(Some(&without), with("session:{id}\tuser:{id}"), 8);
+        assert!(again.was_cached("session:{id}"));
+        again.settle();
+        assert_eq!(again.cached_before, "token:{id}");
+    }
+
+    #[test]
+    fn other_keys_begin_an_epoch() {
+        let epoch = || record().epoch;
+        assert!(!Epoch { cached: "session:{id}".into(), ..epoch() }.is(&epoch()));
+        assert!(!Epoch { kinds: "user:{id}".into(), ..epoch() }.is(&epoch()));
+        assert!(!Epoch { database: 4, ..epoch() }.is(&epoch()));
+        let texts = |texts: [&str; 2]| patterns(texts.into_iter().map(str::to_owned));
+        assert_eq!(texts(["b c:{id}", "a:{id}"]), texts(["a:{id}", "b c:{id}"]));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_does_not_go_on_saying_that_all_is_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = EpochFile::in_folder(folder.path());
+        file.write(&record()).unwrap();
+        fs::create_dir(folder.path().join("epoch.new")).unwrap();
+        let replaced = EpochRecord { settled: false, replaced: true, ..record() };
+        file.write(&replaced).unwrap_err();
+        assert_eq!(file.read(), Some(record()), "nothing would know of the database any more");
+        file.write(&EpochRecord { settled: false, ..record() }).unwrap_err();
+        assert_eq!(file.read(), None);
     }
 }

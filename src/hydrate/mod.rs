@@ -21,7 +21,7 @@ mod verdict;
 
 pub use config::Config;
 pub use drift::{Drift, DriftClass, Repair, compare, remedy};
-pub use epoch::{Epoch, EpochFile, EpochRecord};
+pub use epoch::{Epoch, EpochFile, EpochRecord, patterns};
 pub use history::{HistoryEntry, HistoryError, HistoryQuestion};
 pub use lookup::{Away, Page, PageMark, Question};
 pub use residency::{CheckedKeysFull, Residency};

@@ -44,6 +44,8 @@ pub struct Server {
     /// What is removed when the memory is full: `maxmemory-policy`, or `noeviction` where there is
     /// no limit.
     pub eviction: Option<String>,
+    /// The number of the profiles' database.
+    pub database: u32,
     /// How many keys the profiles' database holds.
     pub keys: Option<u64>,
 }
@@ -63,6 +65,7 @@ impl Server {
             role: find("role").unwrap_or_default(),
             eviction: find("maxmemory_policy")
                 .map(|policy| if bounded { policy } else { "noeviction".to_owned() }),
+            database: 0,
             keys,
         }
     }
@@ -147,7 +150,8 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
         info.push_str(&text(&talk.ask(&["INFO", section]).await?));
     }
     let keys = integer(&talk.ask(&["DBSIZE"]).await?);
-    let server = Server::parse(&info, keys.and_then(|keys| u64::try_from(keys).ok()));
+    let keys = keys.and_then(|keys| u64::try_from(keys).ok());
+    let server = Server { database: address.database, ..Server::parse(&info, keys) };
     talk.must(&["PING"]).await?;
     // Without the right to them transactions would fall into pieces, also those that bring a profile
     // back. The refusal names the command.

@@ -43,6 +43,7 @@ mod moved_address;
 mod private;
 mod profile_commands;
 mod readme_commands;
+mod reconfigured;
 mod replaced_database;
 mod shutdown;
 mod sideways;

@@ -8,7 +8,7 @@ use crate::support::client::{Client, Reply, encode};
 use crate::support::fake_upstream::{FakeLink, FakeUpstream};
 use crate::support::postgres::Postgres;
 use crate::support::proxy::Proxy;
-use crate::support::setup::Setup;
+use crate::support::setup::{Setup, assert_same_profiles};
 use crate::support::wait_until;
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -164,4 +164,41 @@ fn profiles_are_not_recorded_while_a_flush_is_in_doubt() {
         (commands.len() == 1).then_some(())
     });
     assert!(scene.setup.database_profiles().is_empty());
+}
+
+/// Nothing is known of an earlier epoch, and Redis comes later than the news of the database.
+#[test]
+fn a_database_that_was_replaced_before_the_first_link_gets_what_redis_holds() {
+    let options = Proxy::options().config(CONFIG).allows_log("the database is");
+    let options = options.allows_log("lost the upstream").allows_log("the upstream cannot");
+    let mut setup = Setup::servers_with(options.allows_log("profiles cannot be looked up"));
+    let mut client = setup.proxy.client();
+    let large = "x".repeat(100_000);
+    for number in 0..40 {
+        client.command(&["HSET", &format!("user:{number}"), "large", &large, "n", "1"]);
+    }
+    setup.wait_for_history(40);
+    // What is delivered leaves the journal about a second later, but for the last changes.
+    std::thread::sleep(Duration::from_millis(2500));
+    client.command(&["HINCRBY", "user:39", "n", "1"]);
+    setup.wait_for_history(41);
+    std::thread::sleep(Duration::from_millis(2500));
+    client.command(&["HINCRBY", "user:1", "n", "1"]);
+    setup.wait_for_history(42);
+    let before = setup.store_profiles();
+    setup.store_client().command(&["SAVE"]);
+    setup.proxy.terminate();
+    setup.redis.as_mut().expect("a Redis").kill();
+    std::fs::remove_file(setup.proxy.data_folder().join("epoch")).expect("the epoch's file");
+    setup.query("drop schema profile_proxy cascade");
+    setup.proxy.launch();
+    wait_until("the other database to be noticed", BOUND, || {
+        let lines = setup.proxy.logs();
+        lines.iter().any(|line| line.contains("is another one than before")).then_some(())
+    });
+    setup.redis.as_mut().expect("a Redis").restart();
+    setup.proxy.await_ready();
+    setup.proxy.wait_until_checked();
+    assert_same_profiles("now", &setup.store_profiles(), "before", &before);
+    setup.wait_for_equality();
 }

@@ -5,6 +5,7 @@
 //! that name the same profile share one check. Nothing writes a profile before it is checked, so a
 //! check needs no lock.
 
+mod epoch;
 pub(super) mod examine;
 pub(super) mod gate;
 pub(super) mod held;
@@ -26,15 +27,18 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::held::HeldKeys;
+use self::{
+    epoch::{epoch_of, tell},
+    held::HeldKeys,
+};
 use super::{CommandError, Gate, JournalTrouble, Ledger, Memory, Slot, private::block::OpenBlocks};
 use crate::{
     guards::Guard,
-    hydrate::{self, Epoch, EpochFile, EpochRecord, Known, Question, Residency, Truth},
+    hydrate::{self, EpochFile, EpochRecord, Known, Question, Residency, Truth},
     journal::{Journal, Sequence},
     metrics::Metrics,
     resp::Protocol,
-    schema::{Kind, Schema},
+    schema::Schema,
     upstream::{Lane, LinkState, Server},
 };
 
@@ -75,6 +79,8 @@ pub struct Hydration {
 struct State {
     residency: Residency,
     record: Option<EpochRecord>,
+    /// The database turned out to be another one before there was a record to note it in.
+    replaced: bool,
     /// Profiles are being checked in the epoch of the record, since this process knows it.
     begun: bool,
     /// Changes up to this one count when a profile is looked up; not known while writes are in
@@ -145,6 +151,7 @@ impl Hydration {
             state: RefCell::new(State {
                 residency: Residency::default(),
                 record,
+                replaced: false,
                 begun: false,
                 appended: None,
                 empty: false,
@@ -218,7 +225,8 @@ impl Hydration {
     pub(super) fn was_cached(&self, key: &[u8]) -> bool {
         let state = self.state.borrow();
         let Some(record) = &state.record else { return false };
-        self.schema.kind_of(key).is_some_and(|kind| record.was_cached(kind.name()))
+        let kind = self.schema.kind_of(key).filter(|_| !record.cached_before.is_empty());
+        kind.is_some_and(|kind| record.was_cached(&kind.pattern().to_string()))
     }
 
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
@@ -237,7 +245,10 @@ impl Hydration {
     /// Has every profile checked on a link that is up.
     fn check_again(self: &Rc<Self>, replaced: bool) {
         let mut state = self.state.borrow_mut();
-        let State { record: Some(record), .. } = &mut *state else { return };
+        let State { record: Some(record), .. } = &mut *state else {
+            state.replaced |= replaced;
+            return;
+        };
         record.replaced = replaced || record.replaced && !record.settled;
         record.settled = false;
         self.remember(record);
@@ -314,7 +325,8 @@ impl Hydration {
             return record.first_ticket;
         }
         let first_ticket = self.ledger.borrow().next_ticket();
-        let record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
+        let mut record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
+        record.replaced |= std::mem::take(&mut state.replaced);
         let kinds = self.schema.kinds();
         let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
         tell(state.record.as_ref(), &record.epoch, keeps);
@@ -375,8 +387,7 @@ impl Hydration {
         let checked = state.residency.checked();
         state.residency.settle();
         if let Some(record) = &mut state.record {
-            record.settled = true;
-            record.cached_before.clear();
+            record.settle();
             self.remember(record);
         }
         self.trust();
@@ -474,27 +485,5 @@ impl Hydration {
                 Err(error) => gate.fail(error.clone()),
             }
         }
-    }
-}
-
-fn epoch_of(server: &Server, schema: &Schema) -> Epoch {
-    let Server { run_id, replication_id, role, eviction, .. } = server.clone();
-    let cached = schema.kinds().iter().filter(|kind| kind.cache_ttl().is_some());
-    let cached: Vec<&str> = cached.map(Kind::name).collect();
-    Epoch { run_id, replication_id, role, eviction, cached: cached.join(" ") }
-}
-
-/// `keeps` says that Redis is expected to keep profiles.
-fn tell(before: Option<&EpochRecord>, now: &Epoch, keeps: bool) {
-    match before {
-        None => info!("this Redis was not seen before; each profile is checked once"),
-        Some(_) => info!(
-            role = now.role,
-            "Redis is not the one it was, or was restarted; each profile is checked"
-        ),
-    }
-    if keeps && now.may_evict() {
-        let policy = now.eviction.as_deref().unwrap_or_default();
-        warn!(policy, "Redis may evict profiles; set its maxmemory-policy to noeviction");
     }
 }
