@@ -79,27 +79,41 @@ fn a_batch_that_passes_through_costs_one_read_and_one_write_per_side() {
     assert_per_round(&calls, "pwrite64", 0);
 }
 
-/// All of them are there when the worker looks, so their writes share what goes to Redis and to the
-/// journal.
-#[test]
-fn many_clients_share_one_write_to_redis() {
-    const CLIENTS: u64 = 60;
-    let rounds = ROUNDS / 10;
+const CLIENTS: u64 = 60;
+
+/// Has all clients send a command while the worker sleeps, so that it finds them together, and
+/// counts the reads and writes besides one of each per client.
+#[track_caller]
+fn count_shared(rounds: u64, command: &[&str]) -> (BTreeMap<String, u64>, [u64; 2]) {
     let calls = count(|proxy| {
         let mut clients: Vec<Client> = (0..CLIENTS).map(|_| proxy.client()).collect();
         for _ in 0..rounds {
             proxy.signal("STOP");
-            clients
-                .iter_mut()
-                .for_each(|client| client.send(encode(&["HSET", "user:1", "a", "x"])));
+            clients.iter_mut().for_each(|client| client.send(encode(command)));
             proxy.signal("CONT");
             clients.iter_mut().for_each(|client| drop(client.reply()));
         }
     });
     let shared = |name: &str| calls[name].saturating_sub(rounds * CLIENTS);
+    let both = [shared("recvfrom"), shared("sendto")];
+    (calls, both)
+}
+
+#[test]
+fn many_clients_share_one_write_to_redis() {
+    let rounds = ROUNDS / 10;
+    let (calls, [reads, writes]) = count_shared(rounds, &["HSET", "user:1", "a", "x"]);
     // A turn of the worker takes as many clients as the system tells it of at once.
-    for (name, count) in [("sendto", shared("sendto")), ("recvfrom", shared("recvfrom"))] {
-        assert!(count <= rounds * 6 + BESIDES, "{count} of {name} with Redis: {calls:?}");
-    }
+    assert!(reads <= rounds * 6 + BESIDES, "{reads} reads from Redis: {calls:?}");
+    assert!(writes <= rounds * 6 + BESIDES, "{writes} writes to Redis: {calls:?}");
     assert!(calls["pwrite64"] <= rounds * 12 + BESIDES, "{calls:?}");
+}
+
+/// What is large does not wait for the end of the turn: 60 times 2 kB go in pieces of 8 kB.
+#[test]
+fn a_large_batch_leaves_while_other_clients_are_being_run() {
+    let rounds = ROUNDS / 10;
+    let (calls, [_, writes]) = count_shared(rounds, &["SET", "other", &"x".repeat(2000)]);
+    let bounds = rounds * 8..=rounds * 20 + BESIDES;
+    assert!(bounds.contains(&writes), "{writes} writes to Redis, not within {bounds:?}: {calls:?}");
 }
