@@ -42,8 +42,8 @@ struct Shared {
     draining: CancellationToken,
 }
 
-/// Accepts clients, whose sockets the `threads` carry if there are any, until `draining`, then lets those that are there finish, and returns when all
-/// have left or `give_up` says so.
+/// Accepts clients until `draining`, then lets those that are there finish, and returns when all
+/// have left or `give_up` says so. The `threads`, if there are any, carry the clients' sockets.
 pub async fn serve(
     listener: Listener,
     proxy: Rc<Proxy>,

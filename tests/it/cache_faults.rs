@@ -35,10 +35,6 @@ fn send(client: &mut Client, line: &str) {
     client.send(encode(&line.split(' ').collect::<Vec<_>>()));
 }
 
-fn metric(setup: &Setup, name: &str) -> f64 {
-    setup.proxy.metrics().sum(name, &[])
-}
-
 /// Expects the requests of one block or look, and answers them.
 #[track_caller]
 fn script(link: &mut FakeLink, requests: &[&str], replies: &str) {
@@ -67,7 +63,7 @@ fn what_a_write_in_doubt_has_left_is_removed_before_anything_else() {
     assert!(error_of(&mut other, "HGET user:1 n").starts_with("LOADING "));
     link.reply(":1\r\n");
     wait_until("the doubt to be settled", BOUND, || {
-        (metric(&setup, "profile_proxy_in_doubt_changes") < 0.5).then_some(())
+        (setup.metric("in_doubt_changes") < 0.5).then_some(())
     });
     send(&mut other, "HGET user:1 n");
     let block = ["MULTI", "EXISTS user:1", "HGET user:1 n", "EXEC"];
@@ -217,7 +213,7 @@ fn counters_are_what_was_acknowledged(rounds: u64, cut: impl Fn(&mut Setup)) {
                 let key = format!("user:{}", random.below(PROFILES));
                 setup.store_client().command(&["UNLINK", &key]);
             }
-            let links = metric(&setup, "profile_proxy_upstream_links_total");
+            let links = setup.metric("upstream_links_total");
             cut(&mut setup);
             wait_for_link(&setup.proxy, links);
         }

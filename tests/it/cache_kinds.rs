@@ -148,7 +148,7 @@ fn a_write_is_answered_when_the_database_has_it_wherever_the_profile_was() {
 }
 
 fn options(config: &str) -> ProxyOptions {
-    LOST.iter().fold(Proxy::options().config(config), |options, text| options.allows_log(text))
+    Proxy::options().config(config).allows_logs(&LOST)
 }
 
 /// What Redis holds is a copy, whatever is set for the kinds that are kept in it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::hydrate::Stuck;
 use crate::support::client::{Client, Reply};
 use crate::support::postgres::Postgres;
-use crate::support::proxy::{Proxy, ProxyOptions};
+use crate::support::proxy::Proxy;
 use crate::support::random::Random;
 use crate::support::redis::Redis;
 use crate::support::setup::Setup;
@@ -58,8 +58,7 @@ pub(crate) const LOST: [&str; 4] = [
 
 pub(crate) fn start_on(redis: Redis, config: &str) -> Setup {
     let postgres = Postgres::start();
-    let allowing = |options: ProxyOptions, text: &&str| options.allows_log(text);
-    let options = LOST.iter().fold(Proxy::options().config(config), allowing);
+    let options = Proxy::options().config(config).allows_logs(&LOST);
     let proxy = options.upstream(redis.url()).database(postgres.url()).start();
     let setup = Setup { proxy, redis: Some(redis), postgres: Some(postgres) };
     setup.wait_for_tables();

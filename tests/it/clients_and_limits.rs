@@ -31,10 +31,6 @@ pub(crate) fn redis_setup_with(options: ProxyOptions) -> Setup {
     Setup { proxy, redis: Some(redis), postgres: None }
 }
 
-fn metric(setup: &Setup, name: &str) -> f64 {
-    setup.proxy.metrics().sum(&format!("profile_proxy_{name}"), &[])
-}
-
 #[test]
 fn b9_a_thousand_clients_that_leave_in_the_middle_take_nothing_with_them() {
     a_thousand_leave(&redis_setup(OPEN_SCHEMA));
@@ -61,12 +57,12 @@ pub(crate) fn a_thousand_leave(setup: &Setup) {
     leavers.into_iter().for_each(|leaver| leaver.join().expect("no wrong reply"));
     assert!(stayer.join().expect("only its own replies") > 500);
     wait_until("the connections to be closed", BOUND, || {
-        (metric(setup, "connections_open") < 0.5).then_some(())
+        (setup.metric("connections_open") < 0.5).then_some(())
     });
     wait_until("the descriptors to be closed", BOUND, || {
         (setup.proxy.open_descriptors() <= before + 4).then_some(())
     });
-    assert!(metric(setup, "in_doubt_changes") < 0.5);
+    assert!(setup.metric("in_doubt_changes") < 0.5);
     setup.wait_for_equality();
     // Every counter has its whole history: as many changes as it says.
     let history = setup.history();
@@ -154,7 +150,7 @@ pub(crate) fn one_never_reads(setup: &Setup) {
         sent += 1000;
         assert!(sent < 5_000_000, "the client is never cut");
     }
-    assert!(metric(setup, "connections_cut_total") > 0.5);
+    assert!(setup.metric("connections_cut_total") > 0.5);
     assert!(peak < before + 64 * MIB, "grew from {before} to {peak} bytes");
     setup.proxy.client().assert_reply("HLEN user:big", b":10\r\n");
 }
@@ -257,7 +253,7 @@ fn b3_words_on_which_redis_hangs_up_cost_nobody_else_the_link() {
         assert_bytes(line, &end, b"+PONG\r\n");
         other.assert_reply("SET k v", b"+OK\r\n");
     }
-    let links = metric(&setup, "upstream_links_total");
+    let links = setup.metric("upstream_links_total");
     assert!((links - 1.0).abs() < 0.5, "{links} links were made");
 }
 
@@ -340,7 +336,7 @@ fn more_than_maxclients_are_turned_away_in_the_words_of_redis() {
     };
     let wait_until_left = || {
         wait_until("earlier connections to be gone", BOUND, || {
-            (metric(&setup, "connections_open") < 0.5).then_some(())
+            (setup.metric("connections_open") < 0.5).then_some(())
         });
     };
     wait_until_left();
@@ -361,7 +357,7 @@ fn idle_clients_are_cut_but_for_those_that_wait_for_others() {
     let mut cut_after = None;
     while start.elapsed() < Duration::from_secs(5) {
         active.assert_reply("PING", b"+PONG\r\n");
-        if cut_after.is_none() && metric(&setup, "connections_idle_total") > 0.5 {
+        if cut_after.is_none() && setup.metric("connections_idle_total") > 0.5 {
             cut_after = Some(start.elapsed());
         }
         thread::sleep(Duration::from_millis(100));
@@ -369,7 +365,7 @@ fn idle_clients_are_cut_but_for_those_that_wait_for_others() {
     assert_eq!(idle.read_to_close(), b"");
     let cut_after = cut_after.expect("an idle client is counted");
     assert!(cut_after > Duration::from_secs(1), "cut after {cut_after:?}");
-    assert!(metric(&setup, "connections_idle_total") < 1.5, "only one was idle");
+    assert!(setup.metric("connections_idle_total") < 1.5, "only one was idle");
     active.assert_reply("RPUSH list x", b":1\r\n");
     active.assert_reply("PUBLISH a x", b":1\r\n");
     let heard: Vec<Vec<u8>> = waiting.iter_mut().map(Client::reply_bytes).collect();
@@ -410,7 +406,7 @@ fn a_subscriber_above_the_soft_limit_is_cut_after_its_time_and_not_before() {
         output(&mut publisher).is_none().then_some(())
     });
     assert!(above.elapsed() > Duration::from_millis(900), "cut after {:?}", above.elapsed());
-    assert!(metric(&setup, "connections_cut_total") > 0.5);
+    assert!(setup.metric("connections_cut_total") > 0.5);
     assert!(subscriber.read_to_close().len() > 64 << 10);
 }
 

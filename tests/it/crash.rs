@@ -18,13 +18,13 @@ const REPAIR_LOGS: [&str; 2] = ["journal", "in doubt"];
 
 #[test]
 fn acknowledged_writes_survive_kill_9_embedded() {
-    let options = REPAIR_LOGS.iter().fold(Proxy::options(), |o, text| o.allows_log(text));
+    let options = Proxy::options().allows_logs(&REPAIR_LOGS);
     acknowledged_writes_survive_kill_9(Setup::embedded_with(options));
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_servers() {
-    let options = REPAIR_LOGS.iter().fold(Proxy::options(), |o, text| o.allows_log(text));
+    let options = Proxy::options().allows_logs(&REPAIR_LOGS);
     acknowledged_writes_survive_kill_9(Setup::servers_with(options));
 }
 

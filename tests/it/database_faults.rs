@@ -22,10 +22,6 @@ fn options() -> ProxyOptions {
     Proxy::options().config(CONFIG)
 }
 
-fn metric(setup: &Setup, name: &str) -> f64 {
-    setup.proxy.metrics().sum(&format!("profile_proxy_{name}"), &[])
-}
-
 fn write(setup: &Setup, from: u64, to: u64) {
     let mut client = setup.proxy.client();
     for number in from..to {
@@ -117,16 +113,16 @@ fn a_database_without_room_is_waited_for_and_nothing_is_set_aside() {
         (metrics.sum("profile_proxy_sink_failures_total", &class) > 2.0).then_some(())
     });
     assert_eq!(setup.history_count(), 5);
-    assert!(metric(&setup, "sink_waiting_records") > 14.0);
-    assert!(metric(&setup, "sink_waiting_bytes") > 15.0 * 40.0);
-    assert!(metric(&setup, "sink_oldest_change_seconds") > 0.0);
+    assert!(setup.metric("sink_waiting_records") > 14.0);
+    assert!(setup.metric("sink_waiting_bytes") > 15.0 * 40.0);
+    assert!(setup.metric("sink_oldest_change_seconds") > 0.0);
     let (status, text) = setup.proxy.http("/readyz?verbose");
     assert!(status == 200 && text.contains("[-]database"), "{text}");
     setup.query("drop trigger no_room on {}profiles");
     assert_all_arrived_once(&setup, 20);
     wait_until("nothing to wait", BOUND, || {
-        let waiting = metric(&setup, "sink_waiting_records") + metric(&setup, "sink_waiting_bytes");
-        (waiting + metric(&setup, "sink_oldest_change_seconds") < 0.001).then_some(())
+        let waiting = setup.metric("sink_waiting_records") + setup.metric("sink_waiting_bytes");
+        (waiting + setup.metric("sink_oldest_change_seconds") < 0.001).then_some(())
     });
 }
 
@@ -195,5 +191,5 @@ fn a_refusal_of_one_record_holds_up_nobody_else() {
     assert!(rows[0][1].as_deref().unwrap().contains("23514"), "{rows:?}");
     let row = &setup.database_profiles()["user:odd"];
     assert_eq!((row[&b"bytes"[..]].as_slice(), row.len()), (&b"\xff\xfe\x00"[..], 2));
-    assert_eq!(metric(&setup, "sink_dead_letters_total") as u64, 1);
+    assert_eq!(setup.metric("sink_dead_letters_total") as u64, 1);
 }

@@ -200,8 +200,7 @@ fn retries_beside_a_busy_client_keep_the_order(setup: Setup) {
 #[test]
 fn what_was_refused_before_a_flush_does_not_come_back_with_an_old_dump() {
     let lost = ["lost the upstream", "the upstream cannot be reached"];
-    let options = lost.iter().fold(options(), |options, text| options.allows_log(text));
-    let mut setup = Setup::servers_with(options);
+    let mut setup = Setup::servers_with(options().allows_logs(&lost));
     refuse_poison(&setup);
     let mut client = setup.proxy.client();
     client.command(&["HSET", "user:1", "f", "poison"]);

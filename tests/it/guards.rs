@@ -30,9 +30,8 @@ linger = "100ms"
 "#;
 
 fn options(without: Option<&str>) -> ProxyOptions {
-    let options = ["upstream", "in doubt", "database lost"]
-        .iter()
-        .fold(Proxy::options().config(CONFIG), |options, text| options.allows_log(text));
+    let texts = ["upstream", "in doubt", "database lost"];
+    let options = Proxy::options().config(CONFIG).allows_logs(&texts);
     match without {
         Some(guard) => options
             .environment("PROFILE_PROXY_TEST_WITHOUT", guard)

@@ -44,7 +44,7 @@ const LOST: [&str; 4] = [
 ];
 
 fn options(config: &str) -> ProxyOptions {
-    LOST.iter().fold(Proxy::options().config(config), |options, text| options.allows_log(text))
+    Proxy::options().config(config).allows_logs(&LOST)
 }
 
 fn start(config: &str) -> Setup {

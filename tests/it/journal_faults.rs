@@ -16,10 +16,6 @@ key = "user:{id}"
 unknown_fields = "allow"
 "#;
 
-fn metric(setup: &Setup, name: &str) -> f64 {
-    setup.proxy.metrics().sum(&format!("profile_proxy_{name}"), &[])
-}
-
 /// Writes until the first refusal; returns the value of the last write that was acknowledged, the
 /// count of those, and the refusal.
 #[track_caller]
@@ -64,19 +60,19 @@ fn with_sync_always_every_reply_waits_for_its_sync() {
     let config = format!("[journal]\nsync = \"always\"\n{KIND}");
     let setup = Setup::embedded_with(Proxy::options().config(&config));
     let mut client = setup.proxy.client();
-    let before = metric(&setup, "journal_fsync_seconds_count");
+    let before = setup.metric("journal_fsync_seconds_count");
     for number in 0..WRITES {
         client.assert_reply(&format!("HSET user:1 f{number} v"), b":1\r\n");
     }
-    let syncs = metric(&setup, "journal_fsync_seconds_count") - before;
+    let syncs = setup.metric("journal_fsync_seconds_count") - before;
     assert!(syncs >= f64::from(WRITES), "{syncs} syncs for {WRITES} writes, one after another");
     // Writes that come together share one.
     let many: Vec<Vec<u8>> = (0..WRITES)
         .map(|n| crate::support::client::encode(&["HSET", "user:2", &n.to_string(), "v"]))
         .collect();
-    let before = metric(&setup, "journal_fsync_seconds_count");
+    let before = setup.metric("journal_fsync_seconds_count");
     client.pipeline(&many);
-    let syncs = metric(&setup, "journal_fsync_seconds_count") - before;
+    let syncs = setup.metric("journal_fsync_seconds_count") - before;
     assert!(syncs < f64::from(WRITES / 2), "{syncs} syncs for a pipeline of {WRITES}");
 }
 
@@ -89,7 +85,7 @@ fn a_journal_that_cannot_be_written_refuses_writes_and_reads_go_on() {
     let (_, _, refusal) = write_until_refused(&mut client, 30_000);
     assert!(refusal.starts_with("MISCONF "), "{refusal}");
     assert_reads_only(&setup, &mut client);
-    assert!(metric(&setup, "journal_poisoned") > 0.5);
+    assert!(setup.metric("journal_poisoned") > 0.5);
     let (status, text) = setup.proxy.http("/readyz?verbose");
     assert!(status == 503 && text.contains("[-]journal"), "{text}");
     // With room on the disk again, a restart settles what nobody could say.
@@ -114,7 +110,7 @@ fn a_journal_that_is_full_refuses_writes_until_the_database_is_back() {
     assert_reads_only(&setup, &mut client);
     let redis = setup.store_client().command(&["HGET", "user:1", "f"]);
     assert!(redis == Reply::text(&last), "Redis does not hold the last acknowledged value");
-    assert!(metric(&setup, "journal_poisoned") < 0.5);
+    assert!(setup.metric("journal_poisoned") < 0.5);
 
     setup.postgres.as_mut().expect("a database").restart();
     wait_until("room in the journal", BOUND, || {
@@ -142,13 +138,13 @@ fn a_journal_that_fills_up_slows_writers_down_before_it_refuses() {
     setup.postgres.as_mut().expect("a database").kill();
     let (mut client, value) = (setup.proxy.client(), "x".repeat(30_000));
     let started = Instant::now();
-    while metric(&setup, "journal_bytes") < f64::from(2 << 20) * 0.95 {
+    while setup.metric("journal_bytes") < f64::from(2 << 20) * 0.95 {
         client.assert_reply_starts(&format!("HSET user:1 f {value}"), b":");
     }
-    assert!(metric(&setup, "journal_slowed_batches_total") < 0.5, "slowed below the limit");
-    let room = metric(&setup, "journal_room_bytes");
+    assert!(setup.metric("journal_slowed_batches_total") < 0.5, "slowed below the limit");
+    let room = setup.metric("journal_room_bytes");
     let full_from = f64::from(4 << 20) * 15.0 / 16.0;
-    assert!((room + metric(&setup, "journal_bytes") - full_from).abs() < 1.0, "{room} bytes left");
+    assert!((room + setup.metric("journal_bytes") - full_from).abs() < 1.0, "{room} bytes left");
     let below = started.elapsed();
     let mut pauses = Vec::new();
     loop {
@@ -159,7 +155,7 @@ fn a_journal_that_fills_up_slows_writers_down_before_it_refuses() {
             reply => panic!("neither taken nor refused: {reply:?}"),
         }
     }
-    let slowed = metric(&setup, "journal_slowed_batches_total");
+    let slowed = setup.metric("journal_slowed_batches_total");
     assert!(slowed > 20.0, "{slowed} of {} batches, {below:?} before", pauses.len());
     let last: Duration = pauses.iter().rev().take(5).sum();
     assert!(last > Duration::from_millis(5 * 60), "the last five took {last:?} together");

@@ -26,8 +26,7 @@ unknown_fields = "allow"
 fn start(config: &str, database: u32) -> Setup {
     let (redis, postgres) = (Redis::start(), Postgres::start());
     let config = configuration(&redis, config, database);
-    let options = Proxy::options().config(&config).database(postgres.url());
-    let options = LOST.iter().fold(options, |options, text| options.allows_log(text));
+    let options = Proxy::options().config(&config).database(postgres.url()).allows_logs(&LOST);
     let setup = Setup { proxy: options.start(), redis: Some(redis), postgres: Some(postgres) };
     setup.wait_for_tables();
     setup.proxy.wait_until_checked();

@@ -199,8 +199,7 @@ fn count_through(address: &str, seed: u64, stop: &AtomicBool) -> BTreeMap<String
 
 #[test]
 fn a_redis_that_is_wiped_under_a_repair_loses_nothing() {
-    let options = ["lost the upstream", "cannot be reached"];
-    let options = options.iter().fold(Proxy::options(), |options, text| options.allows_log(text));
+    let options = Proxy::options().allows_logs(&["lost the upstream", "cannot be reached"]);
     let mut setup = Setup::servers_with(options.config(KIND));
     let words = ["verify", "--watch", "--interval", "10ms", "--repair", "redis", "--rate", "9999"];
     let mut tool = setup.proxy.start_tool(&words);

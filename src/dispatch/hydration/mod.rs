@@ -214,10 +214,12 @@ impl Hydration {
     /// it may lack is a copy, unless the database has lost the original.
     pub(super) fn truth(&self, key: &[u8]) -> Truth {
         let replaced = self.state.borrow().record.as_ref().is_some_and(|record| record.replaced);
-        match self.schema.is_cached(key) || self.was_cached(key) {
-            _ if replaced => Truth::Redis,
-            true => Truth::Database,
-            false => self.config.on_difference,
+        if replaced {
+            Truth::Redis
+        } else if self.schema.is_cached(key) || self.was_cached(key) {
+            Truth::Database
+        } else {
+            self.config.on_difference
         }
     }
 

@@ -105,6 +105,11 @@ impl ProxyOptions {
         self
     }
 
+    /// The same for each of several texts.
+    pub(crate) fn allows_logs(self, texts: &[&str]) -> Self {
+        texts.iter().fold(self, |options, text| options.allows_log(text))
+    }
+
     /// No file of the proxy may become larger: writes past it fail, as on a full or broken disk.
     pub(crate) fn file_bytes_max(mut self, bytes: u64) -> Self {
         self.file_bytes_max = Some(bytes);

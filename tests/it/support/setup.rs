@@ -54,6 +54,12 @@ impl Setup {
         setup
     }
 
+    /// A metric of the proxy, without the prefix of its name, summed over its labels.
+    #[track_caller]
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.proxy.metrics().sum(&format!("profile_proxy_{name}"), &[])
+    }
+
     /// The proxy before Redis and PostgreSQL.
     #[track_caller]
     pub(crate) fn servers() -> Setup {
