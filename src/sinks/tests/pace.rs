@@ -17,7 +17,7 @@ fn crowded() -> (Pace, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("schedstat");
     fs::write(&path, "0 0 0\n").unwrap();
-    let pace = Pace::of(File::open(&path).unwrap()).unwrap();
+    let pace = Pace::of(File::open(&path).unwrap(), None).unwrap();
     let start = Instant::now();
     std::thread::spawn(move || {
         // Ends when the folder goes. Written in place, padded, so that no reader sees half a text.
