@@ -14,18 +14,17 @@ use tracing::{info, warn};
 
 use super::{
     Batch, Config, Failure, Home, Receiver, RedisAddress, Server, Slot, UpstreamError,
-    flight::Flight, handshake, link::Link, outbound::Shared, probe::Probe,
+    flight::Flight,
+    handshake,
+    link::Link,
+    outbound::{BATCH_BYTES, Shared},
+    probe::Probe,
 };
 use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
 
 /// The pauses between attempts to connect.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// A batch of so many bytes is sent at once. Smaller ones cost Redis and the kernel more than they
-/// gain; with larger ones Redis waits for the worker, and then the worker for Redis. The simulated
-/// world, whose batches are small, has to come this way as well.
-const EARLY_BYTES: usize = if cfg!(test) { 200 } else { 8 << 10 };
 
 /// What can be expected of the link right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +159,7 @@ impl<S: Slot> Lane<S> {
     /// whose requests are to be run in the same turn of the worker.
     pub fn wake_or_send<R: Receiver<Slot = S>>(&self, receiver: &RefCell<R>) {
         self.wake();
-        if self.queue.waiting_bytes() >= EARLY_BYTES
+        if self.queue.waiting_bytes() >= BATCH_BYTES
             && let Some(outbound) = &*self.queue.outbound.borrow()
         {
             // What goes wrong here goes wrong again when the task of the link sends.
@@ -311,7 +310,7 @@ impl<S> Queue<S> {
     }
 
     /// Returns how many bytes wait.
-    fn waiting_bytes(&self) -> usize {
+    pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting.borrow().iter().map(|batch| batch.bytes.len()).sum()
     }
 

@@ -213,10 +213,13 @@ impl<S: Slot> Link<S> {
         }
         self.heard_at = Instant::now();
         self.useful = true;
-        if std::mem::take(&mut self.outbound.borrow_mut().held) {
+        let mut outbound = self.outbound.borrow_mut();
+        outbound.heard(self.heard_at);
+        if std::mem::take(&mut outbound.held) {
             self.probe.hang_up();
             queue.set_busy(None);
         }
+        drop(outbound);
         let mut receiver = receiver.borrow_mut();
         let result = self.hand_over(&mut *receiver);
         receiver.settle();
