@@ -110,6 +110,8 @@ pub struct Metrics {
     pub connections_cut: Counter,
     /// Connections that were cut because the client was idle.
     pub connections_idle: Counter,
+    /// How often a client's input had to wait until fewer commands were under way.
+    pub reads_paused: Counter,
     /// Bytes read from clients.
     pub bytes_in: Counter,
     /// Requests that were not RESP.
@@ -172,6 +174,7 @@ impl Metrics {
             connections_open: Gauge::default(),
             connections_cut: Counter::default(),
             connections_idle: Counter::default(),
+            reads_paused: Counter::default(),
             bytes_in: Counter::default(),
             protocol_errors: Counter::default(),
             batches_slowed: Counter::default(),
@@ -280,6 +283,7 @@ impl Metrics {
             ("connections_rejected_total", "Connections turned away.", &self.connections_rejected),
             ("connections_cut_total", "Connections cut as slow readers.", &self.connections_cut),
             ("connections_idle_total", "Connections cut as idle.", &self.connections_idle),
+            ("reads_paused_total", "Clients not read, too much under way.", &self.reads_paused),
             ("received_bytes_total", "Bytes read from clients.", &self.bytes_in),
             ("protocol_errors_total", "Requests that were not RESP.", &self.protocol_errors),
             ("journal_slowed_batches_total", "Batches slowed as it fills.", &self.batches_slowed),

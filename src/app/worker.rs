@@ -318,6 +318,7 @@ fn limits(config: &Config) -> server::Limits {
         pubsub: limits.client_output_buffer_limit.pubsub,
         query_bytes_max: limits.client_query_buffer_limit,
         inflight_max: u32::try_from(limits.inflight_max).unwrap_or(u32::MAX),
+        inflight_bytes_max: limits.inflight_bytes_max,
         request: resp::Limits {
             arguments_max: limits.arguments_max,
             bulk_bytes_max: limits.proto_max_bulk_len,

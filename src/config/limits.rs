@@ -49,6 +49,9 @@ pub struct Limits {
     pub client_output_buffer_limit: OutputLimits,
     /// Commands of one client that await their reply; default 1024, at least 1.
     pub inflight_max: usize,
+    /// Bytes of one client's commands that await their reply; default 1 MiB, at least 1.
+    #[serde(deserialize_with = "bytes")]
+    pub inflight_bytes_max: usize,
     /// Arguments of one command; default 1048576, at least 1024.
     pub arguments_max: usize,
 }
@@ -64,6 +67,7 @@ impl Default for Limits {
             proto_max_bulk_len: 512 << 20,
             client_output_buffer_limit: OutputLimits::default(),
             inflight_max: 1024,
+            inflight_bytes_max: 1 << 20,
             arguments_max: 1024 * 1024,
         }
     }
@@ -81,6 +85,7 @@ impl Limits {
             (query.0, query.1, bulk.1, bulk.0),
             (bulk.0, bulk.1, BYTES_MIN, "\"1MiB\""),
             ("inflight_max", self.inflight_max, 1, "1"),
+            ("inflight_bytes_max", self.inflight_bytes_max, 1, "1"),
             ("arguments_max", self.arguments_max, 1024, "1024"),
         ];
         let maximums = [

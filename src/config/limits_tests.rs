@@ -22,6 +22,18 @@ fn sizes_are_read_with_units_and_without() {
         let text = format!("[limits]\nproto-max-bulk-len = {text}");
         assert_eq!(faults(&text), [expected], "{text}");
     }
+    for (text, expected) in [
+        ("0", "must be at least 1"),
+        ("\"0MiB\"", "must be at least 1"),
+        ("-1", "expected a size such as \"512MiB\" or a number of bytes"),
+        ("\"many\"", "expected a size such as \"512MiB\" or a number of bytes"),
+    ] {
+        let fault = faults(&format!("[limits]\ninflight_bytes_max = {text}"));
+        let name = if expected.starts_with("must") { "inflight_bytes_max " } else { "" };
+        assert_eq!(fault, [format!("2:22: {name}{expected}")], "{text}");
+    }
+    let config = file("[limits]\ninflight_bytes_max = \"64KiB\"").unwrap();
+    assert_eq!(config.limits.inflight_bytes_max, 64 << 10);
     let expected = "2:22: proto-max-bulk-len must be at least \"1MiB\"";
     assert_eq!(faults("[limits]\nproto-max-bulk-len = 1048575"), [expected]);
 }

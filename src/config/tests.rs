@@ -104,6 +104,7 @@ fn the_shipped_file_names_every_setting() {
                 proto_max_bulk_len: _,
                 client_output_buffer_limit: _,
                 inflight_max: _,
+                inflight_bytes_max: _,
                 arguments_max: _,
             },
         journal:
@@ -127,7 +128,7 @@ fn the_shipped_file_names_every_setting() {
     let settings = "listen admin upstream database data_dir shutdown_timeout upstream_timeout \
          ack_timeout log workers scripts allow_debug maxclients timeout tcp-keepalive \
          tcp-backlog client-query-buffer-limit proto-max-bulk-len client-output-buffer-limit inflight_max \
-         arguments_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
+         inflight_bytes_max arguments_max sync segment_bytes_max bytes_max batch_records_max batch_bytes_max \
          linger connections timeout retry_delay_max flush_within on_difference \
          warm_keys_per_second_max enabled memory";
     for setting in settings.split_whitespace() {
@@ -285,7 +286,8 @@ type = "enum"
         "12:29: client-query-buffer-limit must be at least proto-max-bulk-len",
         "13:1: there is no setting `surprise` here; known are `maxclients`, `timeout`, \
          `tcp-keepalive`, `tcp-backlog`, `client-query-buffer-limit`, `proto-max-bulk-len`, \
-         `client-output-buffer-limit`, `inflight_max`, `arguments_max`",
+         `client-output-buffer-limit`, `inflight_max`, `inflight_bytes_max`, \
+         `arguments_max`",
         "17:1: there is no setting `password` here; known are `name` or `password_hash`",
         "18:17: expected a hash that begins with '$argon2id$' or 'sha256:', never the password \
          itself",

@@ -255,6 +255,12 @@ impl Proxy {
         client.end_batch();
     }
 
+    /// Tells whether so much waits for Redis that clients with replies to come should wait as well.
+    #[must_use]
+    pub fn is_backed_up(&self) -> bool {
+        matches!(&self.upstream, Upstream::Redis(lane) if lane.is_backed_up())
+    }
+
     /// Tells whether a client may do more than log in.
     #[must_use]
     pub fn is_let_in(&self, client: &Client) -> bool {

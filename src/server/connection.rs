@@ -1,9 +1,10 @@
 //! One client's connection: bytes in, batches of requests through dispatch, bytes out.
 //!
 //! One read yields any number of requests; they are dispatched together and answered with one
-//! write. Input waits in the socket while the client has too many replies to come. It does not
-//! wait for the client to read: one that writes everything first would never get there. A client
-//! that lets more replies pile up than the limit is cut, so it costs a bounded amount of memory.
+//! write. Input waits in the socket while the client has too many requests under way, by number or
+//! by bytes (`window.rs`). It does not wait for the client to read: one that writes everything first
+//! would never get there. A client that lets more replies pile up than the limit is cut, so it costs
+//! a bounded amount of memory.
 //! A client that writes profiles while the journal fills up is read from more slowly.
 //! What is per-connection in Redis goes over the client's private link, which this task serves
 //! beside the client's socket.
@@ -15,7 +16,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{Shared, private::Private};
+use super::{Shared, private::Private, window::Window};
 use crate::{
     auth::CostlyCheck,
     dispatch::{Client, CommandError, Gate, Late, Proxy, Step, Wanted},
@@ -36,6 +37,7 @@ pub(super) struct Connection {
     client: Rc<Client>,
     read: Incoming,
     scanner: Scanner,
+    window: Window,
     /// Input that is not dispatched: part of a request, or requests that have to wait.
     pending: Vec<u8>,
     /// What has to come before the next request is run; nothing but input, as a rule.
@@ -82,6 +84,7 @@ impl Connection {
         clients.enter(&client);
         Self {
             scanner: Scanner::new(shared.limits.request),
+            window: Window::new(shared.limits.inflight_bytes_max),
             shared,
             client,
             read,
@@ -182,13 +185,24 @@ impl Connection {
     }
 
     /// Tells whether what the next request has been waiting for is here.
-    fn may_go_on(&self) -> bool {
+    fn may_go_on(&mut self) -> bool {
         match self.waits {
             _ if self.pause.is_some() => false,
             Wanted::Nothing => false,
-            Wanted::Room => self.client.owed() <= self.shared.limits.inflight_max / 2,
+            Wanted::Room => {
+                let fits = self.client.owed() <= self.shared.limits.inflight_max / 2;
+                fits && self.has_room()
+            }
             Wanted::Drained => self.client.owed() == 0,
         }
+    }
+
+    /// Tells whether more bytes may be under way; some always may. Whoever has replies to come is
+    /// woken by them, so nobody waits here for ever.
+    fn has_room(&mut self) -> bool {
+        let owed = self.client.under_way();
+        self.window.answer(owed);
+        owed == 0 || self.window.room() > 0 && !self.shared.proxy.is_backed_up()
     }
 
     /// Tells whether the next request can be run when it is here.
@@ -263,6 +277,9 @@ impl Connection {
                 Pause::Input if self.draining => self.end(),
                 Pause::Input => {}
                 Pause::Replies(wanted) => {
+                    if wanted == Wanted::Room {
+                        self.shared.proxy.metrics.reads_paused.add(1);
+                    }
                     self.waits = wanted;
                     self.client.want(wanted);
                 }
@@ -338,7 +355,10 @@ impl Connection {
         if self.private.as_mut().is_some_and(|private| private.flush().is_err()) {
             self.lose_link();
         }
-        pause
+        match pause {
+            Pause::Input if !self.draining && !self.has_room() => Pause::Replies(Wanted::Room),
+            pause => pause,
+        }
     }
 
     /// Has the next input wait if this batch has written profiles and the journal fills up.
@@ -352,9 +372,20 @@ impl Connection {
         }
     }
 
+    /// Runs requests, and counts their bytes as under way.
+    fn dispatch(&mut self, input: &[u8]) -> (usize, Pause) {
+        let before = self.client.under_way();
+        self.window.answer(before);
+        let (used, pause) = self.run_requests(input);
+        let owed = self.client.under_way();
+        self.window.add(used, owed.saturating_sub(before), owed);
+        (used, pause)
+    }
+
     /// Runs whole requests until the input ends or something has to come first; returns how many
     /// bytes they took.
-    fn dispatch(&mut self, input: &[u8]) -> (usize, Pause) {
+    fn run_requests(&mut self, input: &[u8]) -> (usize, Pause) {
+        let room = self.window.room();
         let proxy = &self.shared.proxy;
         let limits = &self.shared.limits;
         let mut used = 0;
@@ -400,7 +431,8 @@ impl Connection {
                 }
             }
             used += length;
-            if self.client.owed() >= limits.inflight_max {
+            let full = used >= room && self.client.under_way() > 0;
+            if full || self.client.owed() >= limits.inflight_max {
                 return (used, Pause::Replies(Wanted::Room));
             }
         }

@@ -32,6 +32,9 @@ pub struct Limits {
     pub query_bytes_max: usize,
     /// Replies that the upstream may owe one client before its input has to wait.
     pub inflight_max: u32,
+    /// Bytes of one client's requests under way before its input has to wait; the request that passes
+    /// the bound is still run.
+    pub inflight_bytes_max: usize,
     /// Bounds on single requests.
     pub request: resp::Limits,
 }

@@ -3,6 +3,7 @@
 mod connection;
 mod limits;
 mod private;
+mod window;
 
 use std::{cell::RefCell, io, rc::Rc, time::Duration};
 

@@ -5,6 +5,9 @@ use std::{collections::HashSet, sync::Arc};
 use super::Server;
 use crate::resp::{Framer, Protocol};
 
+/// Memory that an empty batch keeps for requests, and for notes.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+
 /// Whoever waits for replies of the upstream, in the order of the link.
 pub trait Slot {
     /// Returns how many replies of the upstream belong to the slot; it may be none.
@@ -123,10 +126,15 @@ impl<S> Batch<S> {
     /// Empties the batch for its next use; memory that one large batch needed is given back.
     pub(super) fn clear(&mut self) {
         self.slots.clear();
-        for bytes in [&mut self.bytes, &mut self.notes] {
-            bytes.clear();
-            bytes.shrink_to(64 << 10);
-        }
+        self.notes.clear();
+        self.notes.shrink_to(KEPT_BYTES_MAX);
+        self.forget_bytes();
+    }
+
+    /// Lets the requests go; they are not needed for the replies.
+    pub(super) fn forget_bytes(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
     }
 }
 

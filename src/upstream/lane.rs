@@ -26,6 +26,9 @@ use crate::{backoff::Backoff, metrics::Metrics, resp::Protocol};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
+/// More than this may not wait for Redis, but for what clients send that have nothing to come.
+const BACKLOG_BYTES_MAX: usize = 64 << 20;
+
 /// What can be expected of the link right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkState {
@@ -165,6 +168,14 @@ impl<S: Slot> Lane<S> {
             // What goes wrong here goes wrong again when the task of the link sends.
             let _ = outbound.borrow_mut().depart(&self.queue, &mut *receiver.borrow_mut());
         }
+    }
+
+    /// Tells whether more waits for Redis than the memory for it.
+    #[must_use]
+    pub fn is_backed_up(&self) -> bool {
+        let unsent = |outbound: &Shared<S>| outbound.borrow().unsent();
+        let unsent = self.queue.outbound.borrow().as_ref().map_or(0, unsent);
+        self.queue.waiting_bytes() + unsent > BACKLOG_BYTES_MAX
     }
 
     /// Waits until the first attempt to make a link has succeeded or failed.

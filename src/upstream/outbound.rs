@@ -110,7 +110,7 @@ impl<S: Slot> Outbound<S> {
     }
 
     /// Puts a batch behind what is already on its way.
-    pub(super) fn send<R: Receiver<Slot = S>>(&mut self, batch: Batch<S>, receiver: &mut R) {
+    pub(super) fn send<R: Receiver<Slot = S>>(&mut self, mut batch: Batch<S>, receiver: &mut R) {
         let refused = !receiver.may_send(&batch);
         let starts_at = self.output.sent() + self.unsent() as u64;
         let swallow = u32::from(!refused && batch.protocol != self.protocol);
@@ -125,6 +125,8 @@ impl<S: Slot> Outbound<S> {
             self.metrics.upstream_batches.add(1);
             self.output.end().extend_from_slice(&batch.bytes);
         }
+        // One copy of a large batch is enough while it waits for its replies.
+        batch.forget_bytes();
         let mut flight = Flight::waiting(batch);
         (flight.swallow, flight.refused, flight.starts_at) = (swallow, refused, starts_at);
         self.flights.push_back(flight);

@@ -41,7 +41,10 @@ impl Output {
                     self.written += count;
                     self.sent += count as u64;
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.drop_written();
+                    return Ok(());
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -49,5 +52,46 @@ impl Output {
         self.bytes.shrink_to(self.kept_bytes_max);
         self.written = 0;
         Ok(())
+    }
+
+    /// Lets go what is written, when it pays to move the rest. A Redis that is always a little behind
+    /// never empties this.
+    fn drop_written(&mut self) {
+        if self.written >= self.kept_bytes_max && self.written >= self.bytes.len() / 2 {
+            self.bytes.drain(..self.written);
+            self.bytes.shrink_to(self.kept_bytes_max.max(self.bytes.len() * 2));
+            self.written = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::outside::Stream;
+
+    #[tokio::test]
+    async fn a_socket_that_never_takes_all_costs_bounded_memory() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = Stream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (_read, write) = stream.into_split();
+        let mut reader = listener.accept().unwrap().0;
+        let mut output = Output::new(1 << 20);
+        // More than the buffers of both sides hold.
+        output.end().resize(16 << 20, 0);
+        let (mut some, mut peak) = (vec![0; 256 << 10], 0);
+        for _ in 0..400 {
+            let _ = timeout(Duration::from_millis(2), write.writable()).await;
+            output.write_to(&write).unwrap();
+            assert!(output.unsent() > 0, "the socket has taken all");
+            peak = peak.max(output.end().capacity());
+            reader.read_exact(&mut some).unwrap();
+            output.end().extend_from_slice(&some);
+        }
+        assert!(peak < 64 << 20, "{peak} bytes were kept");
     }
 }

@@ -8,6 +8,7 @@
 mod admin;
 mod bad_input;
 mod busy_script;
+mod bytes_under_way;
 mod cache_faults;
 mod cache_kinds;
 mod cache_mode;
@@ -28,6 +29,7 @@ mod engine_watch;
 mod expiry_races;
 mod faults;
 mod flush;
+mod gathering;
 mod guards;
 mod handshakes;
 mod hydrate;

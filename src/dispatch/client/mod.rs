@@ -195,11 +195,17 @@ impl Client {
         self.in_flight.get()
     }
 
+    /// Returns how many replies Redis owes this client, over the lane or its private link.
+    #[must_use]
+    pub fn under_way(&self) -> u32 {
+        self.in_flight.get() + self.hold.get().owed
+    }
+
     /// Returns how many replies the lane, the private link and the database owe this client.
     #[must_use]
     pub fn owed(&self) -> u32 {
         let late = u32::from(self.late.get());
-        self.in_flight.get() + self.hold.get().owed + self.awaited.get() + late
+        self.under_way() + self.awaited.get() + late
     }
 
     /// Tells whether a command on profiles that Redis may lack is being carried.

@@ -1,5 +1,6 @@
 //! A Redis that does what a test tells it: it answers the proxy's handshake by itself, and from then
-//! on the test reads each request and decides what comes back, when, and whether at all.
+//! on the test reads each request and decides what comes back, when, and whether at all. It is far
+//! away, so that the proxy sends each request at once and never has it wait for the reply before.
 //!
 //! Reads and writes have a time limit, so that a request that never comes fails the test.
 
@@ -11,6 +12,9 @@ use std::time::{Duration, Instant};
 use super::client::{IO_BOUND, shown};
 use super::process::free_port;
 use super::proxy::{Proxy, ProxyOptions};
+
+/// The proxy takes a Redis for near that answers within half of it.
+const FAR: Duration = Duration::from_micros(200);
 
 /// A listening port that the proxy takes for Redis 7.0.15.
 pub(crate) struct FakeUpstream {
@@ -170,11 +174,19 @@ impl FakeLink {
     /// Sends bytes, whether they are a reply or not.
     #[track_caller]
     pub(crate) fn reply(&mut self, bytes: impl AsRef<[u8]>) {
+        thread::sleep(FAR);
+        self.reply_at_once(bytes);
+    }
+
+    /// The same as from a Redis on the same machine.
+    #[track_caller]
+    pub(crate) fn reply_at_once(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("the proxy reads");
     }
 
     /// Sends bytes over a link that the proxy may have left.
     pub(crate) fn reply_if_there(&mut self, bytes: impl AsRef<[u8]>) {
+        thread::sleep(FAR);
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
@@ -195,14 +207,18 @@ impl FakeLink {
     /// Fails when the proxy sends anything, or closes the link, within `pause`.
     #[track_caller]
     pub(crate) fn assert_quiet(&mut self, pause: Duration) {
-        assert!(self.buffer.is_empty(), "not quiet: {}", shown(&self.buffer));
+        assert!(self.is_quiet(pause), "not quiet: {}", shown(&self.buffer));
+    }
+
+    /// Tells whether the proxy neither sends anything nor closes the link within `pause`.
+    pub(crate) fn is_quiet(&mut self, pause: Duration) -> bool {
+        if !self.buffer.is_empty() {
+            return false;
+        }
         self.stream.set_read_timeout(Some(pause)).expect("a time limit");
         let read = self.fill();
         self.stream.set_read_timeout(Some(IO_BOUND)).expect("a time limit");
-        let quiet = read.as_ref().is_err_and(|error| {
-            matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-        });
-        assert!(quiet, "not quiet: {read:?}, {}", shown(&self.buffer));
+        read.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 
     /// Closes the link.
