@@ -169,7 +169,7 @@ impl Rig {
         if config.journal.sync == SyncMode::Os {
             crate::app::skip_lost_tail(&mut opened, &database).await?;
         }
-        let delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+        let mut delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
         let status = delivery.status();
         let rules = Rule::ALL.map(Rule::label);
         let names = TABLE.iter().map(|spec| spec.name).collect();
@@ -178,6 +178,7 @@ impl Rig {
         let journal = opened.journal.clone();
         let lookup = Lookup::new(journal.clone(), &database, Arc::clone(&status), &config.sink);
         let stops = Stops::default();
+        let replaced = Some(delivery.tells_of_replacements());
         let delivering = spawn_local(delivery.run(stops.carried.child_token()));
         spawn_local(lookup.run(asked));
         spawn_local(sync(journal.clone(), config.journal.sync, Arc::clone(life)));
@@ -192,7 +193,6 @@ impl Rig {
         }));
         // Nobody asks for a history here.
         let (history_questions, _) = mpsc::channel(1);
-        let replaced = status.replaced();
         let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
