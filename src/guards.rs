@@ -24,11 +24,13 @@ pub enum Guard {
     Claims,
     /// What a write in doubt has left of a profile that Redis may lack is removed.
     Removal,
+    /// A database that was replaced gets nothing before that is remembered.
+    Replaced,
 }
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Intents,
         Self::Overlay,
         Self::Epochs,
@@ -37,6 +39,7 @@ impl Guard {
         Self::Sorting,
         Self::Claims,
         Self::Removal,
+        Self::Replaced,
     ];
 
     /// The name in the variable.
@@ -51,6 +54,7 @@ impl Guard {
             Self::Sorting => "sorting",
             Self::Claims => "claims",
             Self::Removal => "removal",
+            Self::Replaced => "replaced",
         }
     }
 

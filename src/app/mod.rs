@@ -145,7 +145,8 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
     // What the worker asks the database about profiles that Redis may have lost.
     let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
-    let replaced = delivery.status().replaced();
+    // The embedded store holds what the database holds, so there nobody needs to know.
+    let replaced = embedded.is_none().then(|| delivery.tells_of_replacements());
     let lookup = Lookup::new(opened.journal.clone(), &database, delivery.status(), &config.sink);
     let (history_questions, history_asked) = mpsc::channel(HISTORY_QUESTIONS_MAX);
     let history = History::new(opened.journal.clone(), &database, delivery.status(), &config.sink);

@@ -13,7 +13,7 @@ use tokio::{
     task::spawn_local,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 use super::Stops;
 use crate::{
@@ -33,6 +33,7 @@ use crate::{
     resp,
     schema::Schema,
     server,
+    sinks::Replacement,
     socket::Threads,
     upstream::{self, Lane, Pool, RedisAddress},
 };
@@ -40,6 +41,9 @@ use crate::{
 /// How often the embedded store looks for expired profiles, and how many it looks at.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 const SWEEP_KEYS_MAX: usize = 1000;
+
+/// The pause before another attempt to remember that the database was replaced.
+const REMEMBER_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long clients may have to wait at the start for the first link to Redis.
 const FIRST_LINK_MAX: Duration = Duration::from_secs(1);
@@ -51,8 +55,8 @@ pub(super) struct Leftover {
     /// The way to the database.
     pub(super) questions: mpsc::Sender<Question>,
     pub(super) history_questions: mpsc::Sender<HistoryQuestion>,
-    /// Whether the database turned out to be another one.
-    pub(super) replaced: watch::Receiver<bool>,
+    /// The news that the database is another one, unless nobody needs it.
+    pub(super) replaced: Option<mpsc::Receiver<Replacement>>,
 }
 
 /// What the worker is made of.
@@ -157,7 +161,9 @@ impl Worker<'_> {
                 let (hydration, pool) = (Rc::clone(hydration), pool.clone());
                 spawn_local(track(memory, hydration, pool, ended.child_token()));
             }
-            spawn_local(distrust(leftover.replaced, Rc::clone(hydration), ended.child_token()));
+            if let Some(replaced) = leftover.replaced {
+                spawn_local(distrust(replaced, Rc::clone(hydration), ended.child_token()));
+            }
         }
         let proxy = Proxy::new(
             self.auth,
@@ -261,21 +267,26 @@ async fn release(
     }
 }
 
-/// Passes the news on that the database is another one.
+/// Passes the news on that the database is another one, and lets the delivery go on when that is on
+/// the disk. Where it cannot be written the journal holds everything back from that database.
 async fn distrust(
-    mut replaced: watch::Receiver<bool>,
+    mut replaced: mpsc::Receiver<Replacement>,
     hydration: Rc<Hydration>,
     ended: CancellationToken,
 ) {
-    loop {
-        if *replaced.borrow_and_update() {
-            hydration.database_replaced();
+    let passing = async {
+        while let Some(replacement) = replaced.recv().await {
+            if !hydration.database_replaced() {
+                error!("the database gets nothing until it is remembered that it is another one");
+                while !hydration.remember_again() {
+                    tokio::time::sleep(REMEMBER_PAUSE).await;
+                }
+                info!("it is remembered that the database is another one");
+            }
+            replacement.kept();
         }
-        match ended.run_until_cancelled(replaced.changed()).await {
-            Some(Ok(())) => {}
-            _ => return,
-        }
-    }
+    };
+    ended.run_until_cancelled(passing).await;
 }
 
 /// Removes expired profiles from the embedded store, a few at a time.

@@ -19,6 +19,9 @@
 //! Kinds of profiles stand there by their key patterns, with tabs between them, since a pattern may
 //! hold spaces and a name may come to stand for other keys.
 //!
+//! Where the database turns out to be another one before any Redis was seen, that is noted in an epoch
+//! without names, which no Redis is ever taken for.
+//!
 //! The file is replaced as a whole: written beside it, synced, renamed, and the folder synced. One
 //! that cannot be read counts as none, which costs a check of every profile; what it knew of an
 //! earlier database and of earlier kinds is forgotten.
@@ -73,6 +76,12 @@ impl Epoch {
         self.eviction.as_deref().is_some_and(|policy| policy != "noeviction")
     }
 
+    /// Tells whether there was a Redis to learn it from.
+    #[must_use]
+    pub fn is_seen(&self) -> bool {
+        *self != Self::default()
+    }
+
     /// Tells whether both are surely the same life. One without a run id is never known again.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
@@ -98,6 +107,18 @@ pub struct EpochRecord {
 }
 
 impl EpochRecord {
+    /// What there is to remember before the first Redis is seen.
+    #[must_use]
+    pub fn unseen() -> Self {
+        Self {
+            epoch: Epoch::default(),
+            first_ticket: 0,
+            settled: false,
+            replaced: false,
+            cached_before: String::new(),
+        }
+    }
+
     /// Begins an epoch behind another one; what was not settled there is not settled by the change.
     #[must_use]
     pub fn after(before: Option<&Self>, epoch: Epoch, first_ticket: u64) -> Self {
@@ -261,6 +282,17 @@ mod tests {
         let nameless = Epoch { run_id: String::new(), ..record().epoch };
         assert!(!nameless.is(&nameless.clone()));
         assert!(record().epoch.is(&record().epoch));
+    }
+
+    #[test]
+    fn a_database_that_was_replaced_before_any_redis_was_seen_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = EpochFile::in_folder(folder.path());
+        file.write(&EpochRecord { replaced: true, ..EpochRecord::unseen() }).unwrap();
+        let unseen = file.read().unwrap();
+        assert!(!unseen.epoch.is_seen() && !unseen.epoch.is(&Epoch::default()));
+        let next = EpochRecord::after(Some(&unseen), record().epoch, 7);
+        assert!(next.epoch.is_seen() && next.replaced);
     }
 
     #[test]

@@ -352,10 +352,8 @@ pub fn append_value(change: &mut Vec<u8>, value: &[u8]) {
 pub fn drop_fields(change: &mut Vec<u8>) {
     let mut cursor = Cursor { rest: change.get(EXPIRES_OFFSET + 8..).unwrap_or_default() };
     // Kind, command, actor and key stay.
-    for _ in 0..4 {
-        if cursor.bytes().is_err() {
-            return;
-        }
+    if (0..4).any(|_| cursor.bytes().is_err()) {
+        return;
     }
     let kept = change.len() - cursor.rest.len();
     change.truncate(kept);
@@ -364,16 +362,20 @@ pub fn drop_fields(change: &mut Vec<u8>) {
 
 /// Marks an encoded change as a deletion of the profile.
 pub fn mark_deleted(change: &mut [u8]) {
-    if let Some(flags) = change.get_mut(FLAGS_OFFSET) {
-        *flags |= DELETED;
-    }
+    let Some(flags) = change.get_mut(FLAGS_OFFSET) else { return };
+    *flags |= DELETED;
+}
+
+/// Tells whether an encoded change is a deletion of the profile.
+#[must_use]
+pub fn is_deletion(change: &[u8]) -> bool {
+    change.get(FLAGS_OFFSET).is_some_and(|flags| flags & DELETED != 0)
 }
 
 /// Marks an encoded change as one to a profile that was there.
 pub fn mark_alive(change: &mut [u8]) {
-    if let Some(flags) = change.get_mut(FLAGS_OFFSET) {
-        *flags |= ALIVE;
-    }
+    let Some(flags) = change.get_mut(FLAGS_OFFSET) else { return };
+    *flags |= ALIVE;
 }
 
 /// Writes the time of an encoded change or flush, which is known only when its reply is here.

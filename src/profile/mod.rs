@@ -9,7 +9,7 @@ mod key;
 
 pub use entry::{
     Change, ChangeBuilder, Entry, EntryError, Expiry, FieldsBuilder, IntentBuilder, VoidBuilder,
-    append_value, drop_fields, mark_alive, mark_deleted, mark_expiry, mark_time,
+    append_value, drop_fields, is_deletion, mark_alive, mark_deleted, mark_expiry, mark_time,
 };
 pub use flush::Flush;
 pub use key::{KeyPattern, KeyPatternError};

@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -18,6 +19,7 @@ use super::database::{Cursor, Database, Writer};
 use super::error::{DeliveryError, FailureClass, SinkError};
 use super::next::{Limits, Next, deliverable, reached};
 use super::oldest::show_oldest;
+use super::replacement::{Keeper, Replacement};
 use super::{Config, Pace, Status};
 use crate::backoff::Backoff;
 use crate::journal::{Batch, Journal, JournalError, Reader, Sequence};
@@ -53,6 +55,7 @@ pub struct Delivery {
     discard_at: Option<Instant>,
     discarded: Instant,
     pace: Option<Pace>,
+    keeper: Option<Keeper>,
 }
 
 struct Position {
@@ -94,6 +97,7 @@ impl Delivery {
             discard_at: None,
             discarded: Instant::now(),
             pace: None,
+            keeper: None,
             config,
         }
     }
@@ -102,6 +106,14 @@ impl Delivery {
     #[must_use]
     pub fn with_pace(self, pace: Option<Pace>) -> Self {
         Self { pace, ..self }
+    }
+
+    /// Has somebody keep it that the database is another one, before that database gets anything.
+    /// Without this nobody needs to know.
+    pub fn tells_of_replacements(&mut self) -> mpsc::Receiver<Replacement> {
+        let (keeper, told) = Keeper::new();
+        self.keeper = Some(keeper);
+        told
     }
 
     /// The figures of this delivery.
@@ -254,6 +266,7 @@ impl Delivery {
                 "the database is new and the journal no longer holds the changes before"
             );
             self.status.set_replaced();
+            self.keep_replaced().await?;
         }
         let journal = self.journal.clone();
         let reader = match blocking(move || journal.reader(from)).await? {
@@ -280,6 +293,19 @@ impl Delivery {
             self.recovered();
         }
         Ok(())
+    }
+
+    /// Waits until it is kept that the database is another one; nothing is committed to it before.
+    async fn keep_replaced(&self) -> Result<(), DeliveryError> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        match keeper.keep().await {
+            true => Ok(()),
+            // The proxy ends. The next start finds the cursor where it is, and tells again.
+            false => {
+                let (first, end) = (self.journal.first().0, self.journal.appended().0);
+                Err(DeliveryError::Unfinished { left: end.saturating_add(1).saturating_sub(first) })
+            }
+        }
     }
 
     /// Looks whether all is as this delivery left it: a rival may have taken the cursor, the

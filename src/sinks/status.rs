@@ -143,8 +143,7 @@ impl Status {
 
     /// Watches whether the database turned out to be another one, which lacks what the journal has
     /// let go of.
-    #[must_use]
-    pub fn replaced(&self) -> watch::Receiver<bool> {
+    pub(super) fn replaced(&self) -> watch::Receiver<bool> {
         self.replaced.subscribe()
     }
 

@@ -6,10 +6,11 @@
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::client::{Client, encode};
+use crate::support::client::{Client, Reply, encode};
 use crate::support::fake_upstream::{FakeLink, FakeUpstream};
 use crate::support::proxy::Proxy;
 use crate::support::setup::{Fields, Setup};
+use crate::support::wait_until;
 
 const CONFIG: &str = r#"
 [journal]
@@ -20,6 +21,7 @@ key = "user:{id}"
 unknown_fields = "allow"
 "#;
 
+const BOUND: Duration = Duration::from_secs(20);
 /// Long enough that no test is late for it.
 const EXPIRES_IN: Duration = Duration::from_millis(400);
 
@@ -86,4 +88,75 @@ fn a_write_that_has_begun_a_new_profile_inherits_nothing() {
 fn an_expiry_that_is_taken_away_in_the_last_moment_leaves_the_profile() {
     let kept = write_around_expiry("PERSIST user:1", &[], ":1\r\n");
     assert_eq!(kept, (fields(&[("a", "1")]), false));
+}
+
+/// A kind with `ttl`; the history does not matter here.
+fn start_with_ttl(upstream: &FakeUpstream) -> (Proxy, FakeLink) {
+    let config = format!("upstream_timeout = \"20s\"\n{CONFIG}ttl = \"365d\"\n");
+    upstream.start_proxy(Proxy::options().config(&config).allows_log("lost the upstream"))
+}
+
+/// Reads a write and the script behind it that sets the expiry of `ttl`; returns that.
+fn expect_retained(link: &mut FakeLink, command: &str) -> String {
+    link.expect(command);
+    let script = link.request();
+    assert_eq!(script[0], b"EVAL", "nothing asks for an expiry behind {command}");
+    String::from_utf8(script[4].clone()).expect("a number")
+}
+
+/// A profile may end between two writes, and the second begins a new one then.
+#[test]
+fn a_write_that_is_sent_before_it_is_known_that_the_profile_has_its_expiry_asks_for_it() {
+    let upstream = FakeUpstream::start();
+    let (proxy, mut link) = start_with_ttl(&upstream);
+    let mut client = proxy.client();
+    let writes = [["HSET", "user:1", "a", "1"], ["HSET", "user:1", "b", "1"]];
+    client.send(writes.map(|words| encode(&words)).concat());
+    let at = expect_retained(&mut link, "HSET user:1 a 1");
+    expect_retained(&mut link, "HSET user:1 b 1");
+    link.reply(format!(":1\r\n:-1\r\n:1\r\n:{at}\r\n"));
+    client.reply();
+    client.reply();
+    // Now it is known.
+    client.send([encode(&["HSET", "user:1", "c", "1"]), encode(&["GET", "other"])].concat());
+    link.expect("HSET user:1 c 1");
+    link.expect("GET other");
+    link.reply(":1\r\n$-1\r\n");
+    client.reply();
+    client.reply();
+}
+
+/// What waits in two protocols changes places: the deletion comes first here, and is run last.
+#[test]
+fn a_profile_that_is_deleted_behind_a_later_write_gets_its_expiry_again() {
+    let upstream = FakeUpstream::start();
+    let (proxy, mut link) = start_with_ttl(&upstream);
+    let (mut client, mut newer) = (proxy.client(), proxy.client());
+    newer.send(encode(&["HELLO", "3"]));
+    newer.reply();
+    let received = || proxy.metrics().sum("profile_proxy_received_bytes_total", &[]) as usize;
+    let wait_for = |client: &mut Client, bytes: Vec<u8>| {
+        let all = received() + bytes.len();
+        client.send(bytes);
+        wait_until("all of it to be in the proxy", BOUND, || (received() >= all).then_some(()));
+    };
+    // As much as no socket takes: what comes now waits in the proxy.
+    let set = encode(&["SET", "other", &"x".repeat(1 << 20)]);
+    wait_for(&mut client, vec![set; 24].concat());
+    wait_for(&mut newer, encode(&["DEL", "user:1"]));
+    wait_for(&mut client, encode(&["HSET", "user:1", "a", "1"]));
+    for _ in 0..24 {
+        assert_eq!(link.request()[0], b"SET");
+        link.reply("+OK\r\n");
+        assert_eq!(client.reply(), Reply::Simple("OK".into()));
+    }
+    let at = expect_retained(&mut link, "HSET user:1 a 1");
+    link.expect("HELLO 3");
+    link.expect("DEL user:1");
+    link.reply(format!(":1\r\n:{at}\r\n%1\r\n$5\r\nproto\r\n:3\r\n:1\r\n"));
+    assert_eq!((client.reply(), newer.reply()), (Reply::Integer(1), Reply::Integer(1)));
+    newer.send(encode(&["HSET", "user:1", "b", "1"]));
+    let at = expect_retained(&mut link, "HSET user:1 b 1");
+    link.reply(format!(":1\r\n:{at}\r\n"));
+    newer.reply();
 }

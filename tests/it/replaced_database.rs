@@ -1,6 +1,7 @@
 //! The database is made anew under a running proxy, while writes are on their way. Profiles are
 //! recorded in it from Redis, and what was sent before must not be taken for older than it is.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::private::words;
@@ -8,7 +9,7 @@ use crate::support::client::{Client, Reply, encode};
 use crate::support::fake_upstream::{FakeLink, FakeUpstream};
 use crate::support::postgres::Postgres;
 use crate::support::proxy::Proxy;
-use crate::support::setup::{Setup, assert_same_profiles};
+use crate::support::setup::{Setup, assert_same_profiles, profiles_through};
 use crate::support::wait_until;
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -166,25 +167,48 @@ fn profiles_are_not_recorded_while_a_flush_is_in_doubt() {
     assert!(scene.setup.database_profiles().is_empty());
 }
 
-/// Nothing is known of an earlier epoch, and Redis comes later than the news of the database.
-#[test]
-fn a_database_that_was_replaced_before_the_first_link_gets_what_redis_holds() {
-    let options = Proxy::options().config(CONFIG).allows_log("the database is");
-    let options = options.allows_log("lost the upstream").allows_log("the upstream cannot");
-    let mut setup = Setup::servers_with(options.allows_log("profiles cannot be looked up"));
+/// The journal lets go of what is delivered, but for the last changes.
+fn write_more_than_the_journal_keeps(setup: &Setup) {
     let mut client = setup.proxy.client();
     let large = "x".repeat(100_000);
     for number in 0..40 {
         client.command(&["HSET", &format!("user:{number}"), "large", &large, "n", "1"]);
     }
     setup.wait_for_history(40);
-    // What is delivered leaves the journal about a second later, but for the last changes.
-    std::thread::sleep(Duration::from_millis(2500));
+    wait_until("the journal to let go", BOUND, || {
+        let files =
+            std::fs::read_dir(setup.proxy.data_folder().join("journal")).expect("a journal");
+        let names = files.flatten().map(|file| file.file_name().to_string_lossy().into_owned());
+        (names.filter(|name| name.ends_with(".journal")).count() <= 2).then_some(())
+    });
     client.command(&["HINCRBY", "user:39", "n", "1"]);
     setup.wait_for_history(41);
-    std::thread::sleep(Duration::from_millis(2500));
-    client.command(&["HINCRBY", "user:1", "n", "1"]);
-    setup.wait_for_history(42);
+}
+
+/// How far the other database is; nothing while it has no tables.
+fn cursor(setup: &Setup) -> u64 {
+    let there = "select count(*) from pg_tables \
+        where schemaname = 'profile_proxy' and tablename = 'cursors'";
+    if setup.query(there)[0][0].as_deref() != Some("1") {
+        return 0;
+    }
+    let rows = setup.query("select max(sequence) from {}cursors");
+    rows[0][0].as_deref().and_then(|sequence| sequence.parse().ok()).unwrap_or(0)
+}
+
+fn await_log(setup: &Setup, text: &str) {
+    wait_until(text, BOUND, || {
+        setup.proxy.logs().iter().any(|line| line.contains(text)).then_some(())
+    });
+}
+
+/// Nothing is known of an earlier epoch, and Redis comes later than the news of the database.
+#[test]
+fn a_database_that_was_replaced_before_the_first_link_gets_what_redis_holds() {
+    let options = Proxy::options().config(CONFIG).allows_log("the database is");
+    let options = options.allows_log("lost the upstream").allows_log("the upstream cannot");
+    let mut setup = Setup::servers_with(options.allows_log("profiles cannot be looked up"));
+    write_more_than_the_journal_keeps(&setup);
     let before = setup.store_profiles();
     setup.store_client().command(&["SAVE"]);
     setup.proxy.terminate();
@@ -192,13 +216,103 @@ fn a_database_that_was_replaced_before_the_first_link_gets_what_redis_holds() {
     std::fs::remove_file(setup.proxy.data_folder().join("epoch")).expect("the epoch's file");
     setup.query("drop schema profile_proxy cascade");
     setup.proxy.launch();
-    wait_until("the other database to be noticed", BOUND, || {
-        let lines = setup.proxy.logs();
-        lines.iter().any(|line| line.contains("is another one than before")).then_some(())
+    wait_until("what the journal holds in the other database", BOUND, || {
+        (cursor(&setup) > 0).then_some(())
     });
+    // The cursor tells nobody any more.
+    setup.proxy.kill_9();
+    setup.proxy.launch();
     setup.redis.as_mut().expect("a Redis").restart();
     setup.proxy.await_ready();
     setup.proxy.wait_until_checked();
     assert_same_profiles("now", &setup.store_profiles(), "before", &before);
+    setup.wait_for_equality();
+}
+
+const HELD_BACK: &str = "the database gets nothing until";
+
+/// The database is replaced while the proxy cannot write its epoch: on the disk that is the moment
+/// before it is written, for as long as a test needs it. Hardly a profile is recorded meanwhile.
+fn replaced_before_it_is_remembered(without: Option<&str>) -> Setup {
+    let config = format!("{CONFIG}\n[hydrate]\nwarm_keys_per_second_max = 1\n");
+    let options = Proxy::options().config(&config).allows_log("the database is");
+    let options = options.expects_log("the epoch cannot be remembered").allows_log(HELD_BACK);
+    let options = options.allows_log("database lost").allows_log("profiles cannot be looked up");
+    let options = options.allows_log("the journal keeps what");
+    let options = match without {
+        Some(guard) => options
+            .environment("PROFILE_PROXY_TEST_WITHOUT", guard)
+            .expects_log("a guard is switched off"),
+        None => options,
+    };
+    let setup = Setup::servers_with(options);
+    setup.proxy.wait_until_checked();
+    write_more_than_the_journal_keeps(&setup);
+    std::fs::create_dir(in_the_way(&setup)).expect("a folder");
+    setup.query("drop schema profile_proxy cascade");
+    await_log(&setup, HELD_BACK);
+    setup
+}
+
+/// Where this is a folder the epoch cannot be written.
+fn in_the_way(setup: &Setup) -> PathBuf {
+    setup.proxy.data_folder().join("epoch.new")
+}
+
+/// Lets the epoch be written and starts the proxy, which may check as fast as it can.
+fn start_again(setup: &mut Setup) {
+    std::fs::remove_dir(in_the_way(setup)).expect("the folder");
+    setup.proxy.configure(CONFIG);
+    setup.proxy.restart();
+    setup.proxy.wait_until_checked();
+}
+
+#[test]
+fn a_crash_before_it_is_remembered_that_the_database_is_another_one_loses_no_profile() {
+    let mut setup = replaced_before_it_is_remembered(None);
+    assert_eq!(cursor(&setup), 0, "something is in the other database");
+    setup.proxy.kill_9();
+    start_again(&mut setup);
+    assert_eq!(setup.store_profiles().len(), 40);
+    setup.wait_for_equality();
+}
+
+/// What the guard is for: only the last changes are in the other database, and nobody knows.
+#[test]
+fn without_the_guard_a_crash_leaves_a_replaced_database_without_most_profiles() {
+    let mut setup = replaced_before_it_is_remembered(Some("replaced"));
+    wait_until("the last changes in the other database", BOUND, || {
+        (cursor(&setup) > 0).then_some(())
+    });
+    setup.proxy.kill_9();
+    start_again(&mut setup);
+    setup.proxy.client().command(&["HINCRBY", "user:39", "n", "1"]);
+    wait_until("everything to be delivered", BOUND, || {
+        let waiting = setup.proxy.metrics().sum("profile_proxy_sink_waiting_records", &[]);
+        (waiting < 0.5).then_some(())
+    });
+    let (stored, held) = (setup.database_profiles().len(), setup.store_profiles().len());
+    assert!(stored < held && held == 40, "{stored} of {held}");
+}
+
+#[test]
+fn a_replaced_database_gets_everything_when_the_epoch_can_be_written_again() {
+    let setup = replaced_before_it_is_remembered(None);
+    assert_eq!(cursor(&setup), 0, "something is in the other database");
+    std::fs::remove_dir(in_the_way(&setup)).expect("the folder");
+    await_log(&setup, "it is remembered that the database is another one");
+    wait_until("the other database to be there", BOUND, || (cursor(&setup) > 0).then_some(()));
+    // Whoever reads a profile does not wait for the slow check of all.
+    assert_eq!(profiles_through(&mut setup.proxy.client()).len(), 40);
+    setup.wait_for_equality();
+}
+
+#[test]
+fn an_end_before_it_is_remembered_that_the_database_is_another_one_loses_no_profile() {
+    let mut setup = replaced_before_it_is_remembered(None);
+    assert!(setup.proxy.terminate().success());
+    assert_eq!(cursor(&setup), 0, "something is in the other database");
+    start_again(&mut setup);
+    assert_eq!(setup.store_profiles().len(), 40);
     setup.wait_for_equality();
 }

@@ -254,7 +254,7 @@ impl Client {
             let key = match self.random.below(6) {
                 // A proxy does not know of expiries that were set before its start, and says so.
                 0 => short(self.shared.rig.starts()),
-                other => PROFILES[other as usize % PROFILES.len()].to_owned(),
+                other => PROFILES[self.lasting(other as usize)].to_owned(),
             };
             operations.push(Operation {
                 number,
@@ -270,10 +270,25 @@ impl Client {
         operations
     }
 
+    /// One of the profiles that all clients use. With `ttl` one of them is left alone for so long that
+    /// it expires, then the next.
+    fn lasting(&self, drawn: usize) -> usize {
+        let rig = &self.shared.rig;
+        match rig.retention {
+            None => drawn % PROFILES.len(),
+            Some(retention) => {
+                let phase = rig.world.now_ms() / (retention.ttl_ms + 300);
+                (phase as usize + drawn % (PROFILES.len() - 1)) % PROFILES.len()
+            }
+        }
+    }
+
     fn action(&mut self, key: &str, number: u64) -> Action {
         let field = |random: &mut Random| ["a", "b", "c"][random.below(3) as usize].to_owned();
         let random = &mut self.random;
         let short = key.starts_with(SHORT);
+        // `ttl` never moves what a client has chosen.
+        let chosen = self.shared.rig.retention.is_none() || number.is_multiple_of(8);
         match random.below(100) {
             0..26 => {
                 let names = 1 + random.below(2);
@@ -284,7 +299,7 @@ impl Client {
             46..54 => Action::Remove(vec![field(random), format!("x{number}")]),
             54..58 => Action::Delete,
             // Where Redis may lack profiles these two are refused.
-            58..60 if !short => Action::Expire { at_ms: 4_000_000_000_000 + number },
+            58..60 if !short && chosen => Action::Expire { at_ms: 4_000_000_000_000 + number },
             58..68 if short => {
                 Action::Expire { at_ms: self.shared.rig.world.now_ms() + 20 + random.below(300) }
             }

@@ -118,6 +118,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         samples: rig.samples(),
         places,
         ended_ms: rig.world.now_ms(),
+        retention: rig.retention,
     };
     let log = rig.end().await;
     faults.extend(rig.faults.take());

@@ -16,7 +16,9 @@ use super::story::{Fields, Profile};
 use super::world::World;
 use crate::engine::Engine;
 use crate::outside::tests::{Life, Stream, Wire, connection};
-use crate::resp::{Elements, Limits, Protocol, ReplyWriter, Request, Scanner, push_command};
+use crate::resp::{
+    Elements, Limits, Protocol, ReplyWriter, Request, Scanner, parse_integer, push_command,
+};
 
 /// One Redis, and the machine that it runs on.
 #[derive(Clone)]
@@ -158,6 +160,24 @@ impl Redis {
 }
 
 impl Server {
+    /// Does what the script for `ttl` does, the one that is sent here: it moves the expiry of a profile
+    /// that has none, or one that bears the mark.
+    fn retain(&mut self, now_ms: u64, request: &Request<'_>) -> i64 {
+        let number = |at| parse_integer(request.argument(at)).expect("a number") as u64;
+        let (key, at, unit, mark, tick) =
+            (request.argument(3).to_vec(), number(4), number(5), number(6), number(7));
+        let moves = match self.engine.expires_ms(now_ms, &key) {
+            None => false,
+            Some(None) => true,
+            Some(Some(old)) => old + tick <= at && old % unit == mark,
+        };
+        if !moves {
+            return -1;
+        }
+        self.engine.expire_at(now_ms, &key, at);
+        at as i64
+    }
+
     /// Removes one of the profiles that all clients use, by chance.
     fn evict(&mut self) {
         let chance = if self.evicts { self.world.below(12) } else { 0 };
@@ -246,6 +266,7 @@ impl Talk {
                 killed.iter().for_each(|(_, wire)| wire.cut());
                 reply.integer(i64::from(killed.is_some()));
             }
+            ("eval", _) => reply.integer(server.retain(now_ms, request)),
             _ => server.engine.execute(now_ms, request, &mut reply),
         }
     }

@@ -3,19 +3,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroUsize};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytesize::ByteSize;
 use tokio::sync::{Mutex as TokioMutex, mpsc};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::client::{PASSWORD, Shared, Talk, profiles};
+use super::client::{PASSWORD, Talk, profiles};
 use super::disk::{Image, LivingDisk};
+use super::model::Retention;
 use super::redis::{Redis, pairs};
 use super::schedule::{Deed, Persistence, Schedule};
 use super::story::{Fields, Profile, Row, Sample};
@@ -23,16 +22,16 @@ use super::world::World;
 use crate::admin::Admin;
 use crate::app::worker::{Leftover, Worker};
 use crate::app::{QUESTIONS_MAX, Stops};
-use crate::auth::{Auth, UserConfig};
+use crate::auth::Auth;
 use crate::command::TABLE;
-use crate::config::{Config, UpstreamAddress};
+use crate::config::Config;
 use crate::dispatch;
-use crate::journal::{self, Journal, SyncMode, open_on};
+use crate::journal::{Journal, SyncMode, open_on};
 use crate::metrics::Metrics;
 use crate::outside::tests::{Life, Stream, Wire, World as Outside, connection, simulate};
 use crate::outside::{self, Listener};
 use crate::resp::integer;
-use crate::schema::{KindConfig, Rule, Schema};
+use crate::schema::{Rule, Schema};
 use crate::sinks::tests::memory::{Server, Stored};
 use crate::sinks::{Database, Delivery, Lookup, Status};
 
@@ -58,6 +57,7 @@ pub(super) struct Rig {
     pub(super) world: Rc<World>,
     persistence: Persistence,
     pub(super) cached: bool,
+    pub(super) retention: Option<Retention>,
     config: Config,
     redis: Redis,
     database: Server,
@@ -83,7 +83,8 @@ impl Rig {
         let rig = Rc::new(Rig {
             persistence: schedule.persistence,
             cached: schedule.cached,
-            config: config(schedule),
+            retention: schedule.retention(),
+            config: schedule.config(),
             redis: Redis::new(&world, schedule.cached),
             database: Server::default(),
             held: RefCell::default(),
@@ -169,7 +170,7 @@ impl Rig {
         if config.journal.sync == SyncMode::Os {
             crate::app::skip_lost_tail(&mut opened, &database).await?;
         }
-        let delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
+        let mut delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
         let status = delivery.status();
         let rules = Rule::ALL.map(Rule::label);
         let names = TABLE.iter().map(|spec| spec.name).collect();
@@ -178,6 +179,7 @@ impl Rig {
         let journal = opened.journal.clone();
         let lookup = Lookup::new(journal.clone(), &database, Arc::clone(&status), &config.sink);
         let stops = Stops::default();
+        let replaced = Some(delivery.tells_of_replacements());
         let delivering = spawn_local(delivery.run(stops.carried.child_token()));
         spawn_local(lookup.run(asked));
         spawn_local(sync(journal.clone(), config.journal.sync, Arc::clone(life)));
@@ -192,7 +194,6 @@ impl Rig {
         }));
         // Nobody asks for a history here.
         let (history_questions, _) = mpsc::channel(1);
-        let replaced = status.replaced();
         let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
@@ -357,6 +358,7 @@ impl Rig {
     ) -> (Vec<(&'static str, BTreeMap<String, Profile>)>, Vec<String>) {
         let mut faults = Vec::new();
         let mut proxy = BTreeMap::new();
+        let asked_ms = self.world.now_ms();
         match timeout(Duration::from_secs(30), self.ask_all()).await {
             Ok(Some(found)) => proxy = found,
             other => faults.push(format!("the proxy does not answer: {other:?}")),
@@ -374,7 +376,15 @@ impl Rig {
         }
         let stored = self.database.profiles().into_iter();
         let database = stored.filter_map(|(key, stored)| Some((text(&key), state(&stored)?)));
-        (vec![("proxy", proxy), ("Redis", redis), ("database", database.collect())], faults)
+        let database: BTreeMap<_, _> = database.collect();
+        if self.cached {
+            // How long a profile itself lasts is the database's to know; until then it is there.
+            for (key, profile) in proxy.iter_mut().chain(&mut redis) {
+                let expires_ms = database.get(key).and_then(|stored: &Profile| stored.expires_ms);
+                profile.expires_ms = expires_ms.filter(|at| *at >= asked_ms);
+            }
+        }
+        (vec![("proxy", proxy), ("Redis", redis), ("database", database)], faults)
     }
 
     async fn ask_all(&self) -> Option<BTreeMap<String, Profile>> {
@@ -443,45 +453,6 @@ async fn sync(journal: Journal, mode: SyncMode, life: Arc<Life>) {
             return;
         }
     }
-}
-
-fn config(schedule: &Schedule) -> Config {
-    // `printf fortestsonly | sha256sum`
-    let digest = "9b091807a21d801711c55b89ef3a7c8bba5fc4b94738420b5eb88364db0d2ab5";
-    let users =
-        Shared::users().map(|name| UserConfig { name, password_hash: format!("sha256:{digest}") });
-    let kind = r#"
-        name = "user"
-        key = "user:{id}"
-        unknown_fields = "allow"
-        [fields]
-        status = { type = "enum", values = ["active", "inactive"] }
-        "#;
-    let mut kind: KindConfig = toml::from_str(kind).expect("a kind");
-    kind.cache_ttl = schedule.cached.then_some(Duration::from_secs(1));
-    let mut config = Config { user: users.collect(), profile: vec![kind], ..Config::default() };
-    config.upstream = UpstreamAddress::Redis {
-        host: "redis".to_owned(),
-        port: 6379,
-        username: None,
-        password: None,
-        database: 0,
-    };
-    config.upstream_timeout = Duration::from_millis(schedule.upstream_timeout_ms);
-    config.journal = journal::Config {
-        sync: schedule.sync,
-        segment_bytes_max: ByteSize::b(schedule.segment_bytes_max),
-        ..journal::Config::default()
-    };
-    config.sink.batch_records_max =
-        NonZeroUsize::new(schedule.batch_records_max as usize).expect("a number");
-    config.sink.linger = Duration::from_millis(2);
-    config.sink.timeout = Duration::from_millis(500);
-    config.sink.retry_delay_max = Duration::from_millis(100);
-    config.sink.flush_within = Duration::from_millis(200);
-    config.hydrate.warm_keys_per_second_max =
-        NonZeroU32::new(schedule.warm_keys_per_second_max as u32).expect("a number");
-    config
 }
 
 fn state(stored: &Stored) -> Option<Profile> {

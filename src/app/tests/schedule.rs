@@ -1,9 +1,18 @@
 //! What is done to the machines of a run, and when: drawn from its seed.
 
 use std::fmt;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
 
+use bytesize::ByteSize;
+
+use super::client::Shared;
+use super::model::Retention;
 use super::random::Random;
-use crate::journal::SyncMode;
+use crate::auth::UserConfig;
+use crate::config::{Config, UpstreamAddress};
+use crate::journal::{self, SyncMode};
+use crate::schema::KindConfig;
 use crate::sinks::tests::memory::Trouble;
 
 /// What a restart of Redis leaves.
@@ -57,6 +66,8 @@ pub(super) struct Schedule {
     pub(super) warm_keys_per_second_max: u64,
     /// The kind of the profiles has `cache_ttl`, and Redis evicts them at random.
     pub(super) cached: bool,
+    /// The kind has `ttl`, too: who does not write a profile for so long loses it.
+    pub(super) ttl_ms: Option<u64>,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -76,15 +87,63 @@ impl Schedule {
             segment_bytes_max: one_of(&mut random, &[1000, 8000, 1 << 20]),
             warm_keys_per_second_max: one_of(&mut random, &[3, 20, 5000]),
             cached: seed.is_multiple_of(3),
+            ttl_ms: seed.is_multiple_of(2).then(|| one_of(&mut random, &[1000, 1500])),
             length_ms: 600 + random.below(1000),
             deeds: Vec::new(),
         };
+        // As long as one of the profiles needs to expire and to be written again.
+        schedule.length_ms += 2 * schedule.ttl_ms.unwrap_or(0);
         for _ in 0..1 + random.below(6) {
             let at_ms = 30 + random.below(schedule.length_ms - 200);
             schedule.add_fault(at_ms, &mut random);
         }
         schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
         schedule
+    }
+
+    pub(super) fn retention(&self) -> Option<Retention> {
+        self.ttl_ms.map(|ttl_ms| Retention { ttl_ms, cached: self.cached })
+    }
+
+    /// The configuration of the proxy.
+    pub(super) fn config(&self) -> Config {
+        // `printf fortestsonly | sha256sum`
+        let digest = "9b091807a21d801711c55b89ef3a7c8bba5fc4b94738420b5eb88364db0d2ab5";
+        let users = Shared::users()
+            .map(|name| UserConfig { name, password_hash: format!("sha256:{digest}") });
+        let kind = r#"
+            name = "user"
+            key = "user:{id}"
+            unknown_fields = "allow"
+            [fields]
+            status = { type = "enum", values = ["active", "inactive"] }
+            "#;
+        let mut kind: KindConfig = toml::from_str(kind).expect("a kind");
+        kind.cache_ttl = self.cached.then_some(Duration::from_secs(1));
+        kind.ttl = self.ttl_ms.map(Duration::from_millis);
+        let mut config = Config { user: users.collect(), profile: vec![kind], ..Config::default() };
+        config.upstream = UpstreamAddress::Redis {
+            host: "redis".to_owned(),
+            port: 6379,
+            username: None,
+            password: None,
+            database: 0,
+        };
+        config.upstream_timeout = Duration::from_millis(self.upstream_timeout_ms);
+        config.journal = journal::Config {
+            sync: self.sync,
+            segment_bytes_max: ByteSize::b(self.segment_bytes_max),
+            ..journal::Config::default()
+        };
+        config.sink.batch_records_max =
+            NonZeroUsize::new(self.batch_records_max as usize).expect("a number");
+        config.sink.linger = Duration::from_millis(2);
+        config.sink.timeout = Duration::from_millis(500);
+        config.sink.retry_delay_max = Duration::from_millis(100);
+        config.sink.flush_within = Duration::from_millis(200);
+        config.hydrate.warm_keys_per_second_max =
+            NonZeroU32::new(self.warm_keys_per_second_max as u32).expect("a number");
+        config
     }
 
     /// One accident: its beginning and, where it has one, its end.
@@ -137,7 +196,7 @@ impl fmt::Display for Schedule {
         writeln!(
             out,
             "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
-             segments of {}, {} checks in a second, {} ms{}",
+             segments of {}, {} checks in a second, {} ms{}{}",
             self.seed,
             self.persistence,
             self.sync.name(),
@@ -146,7 +205,8 @@ impl fmt::Display for Schedule {
             self.segment_bytes_max,
             self.warm_keys_per_second_max,
             self.length_ms,
-            if self.cached { ", cache mode" } else { "" }
+            if self.cached { ", cache mode" } else { "" },
+            self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms"))
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
     }

@@ -21,7 +21,7 @@ pub(super) fn epoch_of(server: &Server, schema: &Schema) -> Epoch {
 
 /// Logs that an epoch begins; `keeps` says that Redis is expected to keep profiles.
 pub(super) fn tell(before: Option<&EpochRecord>, now: &Epoch, keeps: bool) {
-    match before {
+    match before.filter(|before| before.epoch.is_seen()) {
         None => info!("this Redis was not seen before; each profile is checked once"),
         Some(_) => info!(
             role = now.role,

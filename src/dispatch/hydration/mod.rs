@@ -79,8 +79,6 @@ pub struct Hydration {
 struct State {
     residency: Residency,
     record: Option<EpochRecord>,
-    /// The database turned out to be another one before there was a record to note it in.
-    replaced: bool,
     /// Profiles are being checked in the epoch of the record, since this process knows it.
     begun: bool,
     /// Changes up to this one count when a profile is looked up; not known while writes are in
@@ -151,7 +149,6 @@ impl Hydration {
             state: RefCell::new(State {
                 residency: Residency::default(),
                 record,
-                replaced: false,
                 begun: false,
                 appended: None,
                 empty: false,
@@ -185,7 +182,9 @@ impl Hydration {
 
     /// Returns the role of the Redis of this epoch; nothing before the first link.
     pub(super) fn role(&self) -> Option<String> {
-        self.state.borrow().record.as_ref().map(|record| record.epoch.role.clone())
+        let state = self.state.borrow();
+        let epoch = state.record.as_ref().map(|record| &record.epoch)?;
+        epoch.is_seen().then(|| epoch.role.clone())
     }
 
     /// Returns the number of the current round of checks; what belongs to another is void.
@@ -233,9 +232,20 @@ impl Hydration {
 
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
     /// Redis is right then: each profile is recorded whole where the database has it otherwise.
-    pub fn database_replaced(self: &Rc<Self>) {
-        self.check_again(true);
+    /// Says whether a crash cannot take the news away any more.
+    #[must_use]
+    pub fn database_replaced(self: &Rc<Self>) -> bool {
+        // Redis may come much later, and the proxy may be another process then.
+        self.state.borrow_mut().record.get_or_insert_with(EpochRecord::unseen);
+        let remembered = self.check_again(true);
         warn!("the database is another one than before; profiles are recorded in it from Redis");
+        remembered
+    }
+
+    /// Writes the epoch once more after a failure; says whether it is on the disk.
+    #[must_use]
+    pub fn remember_again(&self) -> bool {
+        self.state.borrow().record.as_ref().is_some_and(|record| self.file.write(record).is_ok())
     }
 
     /// Takes the news that somebody has flushed Redis past the proxy.
@@ -244,19 +254,17 @@ impl Hydration {
         warn!("Redis was flushed past the proxy; each profile is checked");
     }
 
-    /// Has every profile checked on a link that is up.
-    fn check_again(self: &Rc<Self>, replaced: bool) {
+    /// Has every profile checked on a link that is up; says whether the next start will, too.
+    fn check_again(self: &Rc<Self>, replaced: bool) -> bool {
         let mut state = self.state.borrow_mut();
-        let State { record: Some(record), .. } = &mut *state else {
-            state.replaced |= replaced;
-            return;
-        };
+        let State { record: Some(record), .. } = &mut *state else { return false };
         record.replaced = replaced || record.replaced && !record.settled;
         record.settled = false;
-        self.remember(record);
+        let remembered = self.remember(record);
         self.distrust(&mut state);
         state.empty = false;
         self.fence(&mut state);
+        remembered
     }
 
     /// Leaves it open which changes count until all have come back that were sent while everything
@@ -327,8 +335,7 @@ impl Hydration {
             return record.first_ticket;
         }
         let first_ticket = self.ledger.borrow().next_ticket();
-        let mut record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
-        record.replaced |= std::mem::take(&mut state.replaced);
+        let record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
         let kinds = self.schema.kinds();
         let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
         tell(state.record.as_ref(), &record.epoch, keeps);
@@ -403,10 +410,12 @@ impl Hydration {
         self.metrics.checked.set(0);
     }
 
-    fn remember(&self, record: &EpochRecord) {
-        if let Err(error) = self.file.write(record) {
+    fn remember(&self, record: &EpochRecord) -> bool {
+        let written = self.file.write(record);
+        if let Err(error) = &written {
             error!(%error, "the epoch cannot be remembered; the next start checks every profile");
         }
+        written.is_ok()
     }
 
     /// Finds the profiles among keys that have to be checked first, and has that begun; nothing

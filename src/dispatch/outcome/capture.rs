@@ -15,8 +15,8 @@ use crate::dispatch::{
 };
 use crate::{
     profile::{
-        ChangeBuilder, Entry, Expiry, append_value, drop_fields, mark_alive, mark_deleted,
-        mark_expiry, mark_time,
+        ChangeBuilder, Entry, Expiry, append_value, drop_fields, is_deletion, mark_alive,
+        mark_deleted, mark_expiry, mark_time,
     },
     resp::{
         Elements, Protocol, ReplyKind, ReplyWriter, elements_of, framed, integer, parse_integer,
@@ -163,6 +163,9 @@ impl Outcome {
             self.due(at, happened);
         }
         let retained = slot.retained && self.retain(slot, bytes, happened);
+        if happened && is_deletion(&self.change) {
+            self.forget_retained();
+        }
         if happened && slot.warned {
             self.check_result();
         }
@@ -238,11 +241,10 @@ impl Outcome {
         let set = integer(reply_at(bytes, slot.replies - 1)).and_then(|at| u64::try_from(at).ok());
         let Some(at) = set else {
             // Nothing was there to expire, or a client's own expiry stays: the next write asks again.
-            if let Some(key) = Entry::decode_key(&self.change) {
-                self.retention.borrow_mut().forget(key);
-            }
+            self.forget_retained();
             return false;
         };
+        self.retained(at);
         // The write failed, but the policy behind it has moved the expiry.
         if !happened {
             drop_fields(&mut self.change);
@@ -255,10 +257,25 @@ impl Outcome {
     /// Sets the expiry of a profile that is the database's own business. A write that failed moves
     /// nothing, so the next one asks again.
     fn due(&mut self, at: u64, happened: bool) {
-        match (happened, Entry::decode_key(&self.change)) {
-            (true, _) => mark_expiry(&mut self.change, Expiry::At(at)),
-            (false, Some(key)) => self.retention.borrow_mut().forget(key),
-            (false, None) => {}
+        if happened {
+            mark_expiry(&mut self.change, Expiry::At(at));
+            self.retained(at);
+        }
+    }
+
+    /// Remembers the expiry that the policy has set on the profile at hand.
+    fn retained(&self, at: u64) {
+        let Some(key) = Entry::decode_key(&self.change) else { return };
+        if let Some(ttl) = self.schema.kind_of(key).and_then(Kind::ttl) {
+            self.retention.borrow_mut().applied(key, ttl, at);
+        }
+    }
+
+    /// Has the next write ask again. Writes in two protocols change places on the lane, so one that
+    /// was laid out later than what has ended the profile may have set its expiry before.
+    fn forget_retained(&self) {
+        if let Some(key) = Entry::decode_key(&self.change) {
+            self.retention.borrow_mut().forget(key);
         }
     }
 
@@ -276,7 +293,10 @@ impl Outcome {
             looks = rest;
             match integer(look) {
                 None if !failed => self.doubt(ticket),
-                Some(1) if !failed => self.ledger.borrow_mut().change(ticket, &self.change),
+                Some(1) if !failed => {
+                    self.forget_retained();
+                    self.ledger.borrow_mut().change(ticket, &self.change);
+                }
                 _ => self.ledger.borrow_mut().void(ticket),
             }
         }
@@ -389,6 +409,7 @@ impl Outcome {
             None => builder.deleted(),
         };
         let known = known.unwrap_or(Expiry::Never);
+        self.retention.borrow_mut().forget(change.key);
         self.retention.borrow_mut().known.learn(change.key, known, now_ms());
         let mut builder = builder.fields();
         let mut values = Elements::of(fields);

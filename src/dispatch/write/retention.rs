@@ -69,26 +69,40 @@ impl Retention {
         Self { hasher, applied: Vec::new(), displaced: 0, known: Expiries::new() }
     }
 
-    /// Returns the expiry to ask for behind a write, or nothing if a write of the same tick has asked
-    /// already.
+    /// Returns the expiry to ask for behind a write, or nothing if it is known that a write of the same
+    /// tick has set it ([`Self::applied`]).
     ///
-    /// A profile that had to make room costs one question too many. One question too few takes two
-    /// profiles of one bucket with the same 48 bits of hash.
+    /// A profile that had to make room costs one question too many, and so does a write that is sent
+    /// before the answer to another one is here: what comes between them on the lane may end the
+    /// profile. One question too few takes two profiles of one bucket with the same 48 bits of hash, or
+    /// a deletion that overtakes the write, in the other protocol; the next write asks then.
     pub(super) fn due(&mut self, key: &[u8], ttl: Duration, now_ms: u64) -> Option<Due> {
         let ttl_ms = ttl.as_millis() as u64;
-        let tick = (ttl_ms / 64).clamp(2, TICK_MS_MAX);
+        let tick = tick_ms(ttl_ms);
         let unit = tick.min(UNIT_MS_MAX);
         let mark = self.hash(key) | (now_ms / tick) & TICK_MASK;
         if self.remembers(mark) {
             return None;
         }
-        self.remember(mark);
         let at = (now_ms + ttl_ms) / unit * unit + MARK_MS;
         Some(Due { at, unit, tick })
     }
 
+    /// Remembers that a profile has the expiry which a write has asked for. To be told in the order in
+    /// which Redis has run the writes, with [`Self::forget`].
+    pub(in crate::dispatch) fn applied(&mut self, key: &[u8], ttl: Duration, at: u64) {
+        let ttl_ms = ttl.as_millis() as u64;
+        // Rounding may have put it into the tick before, which costs a question at the next write.
+        let asked_ms = at.saturating_sub(ttl_ms);
+        let mark = self.hash(key) | (asked_ms / tick_ms(ttl_ms)) & TICK_MASK;
+        self.remember(mark);
+    }
+
     /// Forgets a profile whose expiry may have gone: it was deleted, or a client has changed it.
     pub(in crate::dispatch) fn forget(&mut self, key: &[u8]) {
+        if self.applied.is_empty() {
+            return;
+        }
         let hash = self.hash(key);
         let bucket = self.bucket(hash);
         for mark in bucket.into_iter().flatten().filter(|mark| **mark & !TICK_MASK == hash) {
@@ -144,6 +158,10 @@ impl Retention {
     }
 }
 
+fn tick_ms(ttl_ms: u64) -> u64 {
+    (ttl_ms / 64).clamp(2, TICK_MS_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +177,8 @@ mod tests {
         assert_eq!(at % unit, MARK_MS);
         let late = start + YEAR.as_millis() as u64 - at;
         assert!(late < 10_000, "{late} milliseconds early");
+        assert!(retention.due(b"user:1", YEAR, start + 1).is_some(), "nothing is known yet");
+        retention.applied(b"user:1", YEAR, at);
         assert_eq!(retention.due(b"user:1", YEAR, start + 1000), None);
         assert!(retention.due(b"user:2", YEAR, start).is_some());
         assert!(retention.due(b"user:1", YEAR, start + HOUR_MS).unwrap().at > at);
@@ -181,7 +201,11 @@ mod tests {
             for _ in 0..4 {
                 for profile in 0..profiles {
                     let key = format!("user:{profile}");
-                    asked += usize::from(retention.due(key.as_bytes(), YEAR, HOUR_MS).is_some());
+                    let now_ms = YEAR.as_millis() as u64 + HOUR_MS;
+                    if let Some(due) = retention.due(key.as_bytes(), YEAR, now_ms) {
+                        retention.applied(key.as_bytes(), YEAR, due.at);
+                        asked += 1;
+                    }
                 }
             }
             assert!(asked <= asked_max, "{profiles} profiles asked {asked} times");
@@ -192,7 +216,9 @@ mod tests {
     #[test]
     fn a_profile_that_was_deleted_is_asked_about_again() {
         let mut retention = Retention::new();
-        assert!(retention.due(b"user:1", YEAR, HOUR_MS).is_some());
+        let due = retention.due(b"user:1", YEAR, HOUR_MS).unwrap();
+        retention.applied(b"user:1", YEAR, due.at);
+        assert_eq!(retention.due(b"user:1", YEAR, HOUR_MS), None);
         retention.forget(b"user:1");
         assert!(retention.due(b"user:1", YEAR, HOUR_MS).is_some());
     }

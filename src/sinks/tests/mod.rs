@@ -12,4 +12,5 @@ mod outage;
 mod overlay;
 mod pace;
 mod refusals;
+mod replacements;
 mod support;

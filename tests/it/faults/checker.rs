@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::align::align;
-use super::model::{apply_row, as_of, run, seen_during};
+use super::model::{Retention, apply_row, as_of, run, seen_during};
 use super::observe::{Placed, place_observations};
 use super::story::{Action, Answer, Evidence, Operation, Outcome, Row, State, shown_state};
 
@@ -34,6 +34,7 @@ pub(super) struct Replay<'a> {
     pub(super) rows: Vec<Owned<'a>>,
     /// What the profile may have been before the first row, and after each.
     pub(super) states: Vec<Vec<State>>,
+    retention: Option<Retention>,
 }
 
 /// Checks everything; the order of the violations is that of the keys.
@@ -55,7 +56,8 @@ fn check_key(evidence: &Evidence, key: &str) -> Result<(), Vec<Violation>> {
     let owned = own(&operations, &rows).map_err(|(at_us, what)| {
         what.into_iter().flat_map(|what| at(at_us, what)).collect::<Vec<_>>()
     })?;
-    let mut replay = Replay { rows: owned, states: vec![vec![None]] };
+    let mut replay =
+        Replay { rows: owned, states: vec![vec![None]], retention: evidence.retention };
     replay.assert_order().map_err(|(at_us, what)| at(at_us, what))?;
     replay.run(&operations).map_err(|(at_us, what)| at(at_us, what))?;
     let placed: Vec<Placed> = place_observations(&replay, &operations);
@@ -136,7 +138,7 @@ impl Replay<'_> {
             self.rows.iter().filter_map(|(_, owner)| owner.map(|o| o.number)).collect();
         let mut suspects: Vec<&Operation> = operations.to_vec();
         suspects.retain(|o| o.is_unknown() && o.action.is_write() && !recorded.contains(&o.number));
-        for (row, owner) in self.rows.clone() {
+        for (place, (row, owner)) in self.rows.clone().into_iter().enumerate() {
             let before = self.states.last().cloned().unwrap_or_default();
             let mut after: Vec<State> = Vec::new();
             // Each state has its own explanation; a write that one of them does without is left.
@@ -144,13 +146,14 @@ impl Replay<'_> {
             for state in &before {
                 let Some(operation) = owner else {
                     let mut unused = suspects.clone();
-                    if let Some(found) = recovered(row, state, &mut unused) {
+                    if let Some(found) = recovered(row, state, &mut unused, self.retention) {
                         after.push(found);
                         left.extend(unused.iter().map(|operation| operation.number));
                     }
                     continue;
                 };
-                after.extend(step(operation, row, state));
+                let retention = self.retention.filter(|_| !self.is_crossed(place, operation));
+                after.extend(step(operation, row, state, retention));
             }
             if owner.is_none() {
                 suspects.retain(|operation| left.contains(&operation.number));
@@ -169,6 +172,14 @@ impl Replay<'_> {
             self.states.push(after);
         }
         Ok(())
+    }
+
+    /// Whether what has last ended the profile was under way together with a command: in two protocols
+    /// they may have changed places on the way, and the policy gets its turn at the next write.
+    fn is_crossed(&self, place: usize, operation: &Operation) -> bool {
+        let ended = self.rows[..place].iter().rev().find(|(row, _)| row.deleted);
+        ended.and_then(|(_, owner)| *owner).is_some_and(|o| o.replied_us > operation.invoked_us)
+            && self.rows[place].0.expires_ms.is_none()
     }
 
     /// Each row that the database has ever shown is what the history leads to up to it.
@@ -218,7 +229,12 @@ impl Replay<'_> {
 }
 
 /// What a recorded command may have made of a state; nothing if its reply or row contradicts.
-fn step(operation: &Operation, row: &Row, before: &State) -> Vec<State> {
+fn step(
+    operation: &Operation,
+    row: &Row,
+    before: &State,
+    retention: Option<Retention>,
+) -> Vec<State> {
     let (from_ms, to_ms) = operation.window_ms();
     let window = (from_ms, to_ms.min(row.at_ms));
     let mut after = Vec::new();
@@ -245,8 +261,16 @@ fn step(operation: &Operation, row: &Row, before: &State) -> Vec<State> {
             Action::Expire { .. } => true,
             Action::Read | Action::ReadField(_) => false,
         };
+        let sets = matches!(operation.action, Action::Set(_) | Action::Add { .. });
+        let retained = match (retention.filter(|_| sets), &mut state) {
+            (Some(retention), Some(profile)) => retention.applies(profile, row, window),
+            _ => true,
+        };
         // What changed nothing has no row, but for a write of fields that were there.
-        if agrees && (answer != Answer::Number(0) || matches!(operation.action, Action::Set(_))) {
+        if agrees
+            && retained
+            && (answer != Answer::Number(0) || matches!(operation.action, Action::Set(_)))
+        {
             after.push(state);
         }
     }
@@ -255,7 +279,12 @@ fn step(operation: &Operation, row: &Row, before: &State) -> Vec<State> {
 
 /// The state that recovery has found, if writes that nobody knows of lead to it from the state before.
 /// Takes those away from the suspects.
-fn recovered(row: &Row, before: &State, suspects: &mut Vec<&Operation>) -> Option<State> {
+fn recovered(
+    row: &Row,
+    before: &State,
+    suspects: &mut Vec<&Operation>,
+    retention: Option<Retention>,
+) -> Option<State> {
     let at = (row.at_ms, row.at_ms);
     let mut targets: BTreeSet<State> =
         seen_during(before, at).iter().map(|base| apply_row(row, base)).collect();
@@ -270,7 +299,11 @@ fn recovered(row: &Row, before: &State, suspects: &mut Vec<&Operation>) -> Optio
     while !level.is_empty() {
         let mut next = Vec::new();
         for (used, state) in level {
-            let found = seen_during(&state, at).into_iter().find(|seen| targets.contains(seen));
+            let seen = seen_during(&state, at);
+            let found = targets.iter().find(|target| {
+                seen.iter().any(|seen| seen == *target || was_retained(seen, target, retention))
+            });
+            let found = found.cloned();
             if found.is_some() {
                 let used: Vec<u64> = chosen(used, &possible).map(|o| o.number).collect();
                 suspects.retain(|operation| !used.contains(&operation.number));
@@ -295,6 +328,12 @@ fn recovered(row: &Row, before: &State, suspects: &mut Vec<&Operation>) -> Optio
         level = next;
     }
     None
+}
+
+/// Whether one is what the other becomes when the proxy moves its expiry behind a write.
+fn was_retained(seen: &State, found: &State, retention: Option<Retention>) -> bool {
+    let (Some(retention), Some(seen), Some(found)) = (retention, seen, found) else { return false };
+    seen.fields == found.fields && found.expires_ms.is_some_and(|at| retention.is_marked(at))
 }
 
 fn chosen<'a>(used: u32, possible: &'a [&'a Operation]) -> impl Iterator<Item = &'a Operation> {

@@ -8,6 +8,54 @@ use super::story::{Action, Answer, Profile, Row, State};
 /// Clocks are read at different moments and rounded to milliseconds.
 const SLACK_MS: u64 = 3;
 
+/// How long a kind keeps a profile that nobody writes (`ttl`). Expiries that the proxy sets for it bear
+/// a mark, and are moved by a tick at least.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retention {
+    pub(super) ttl_ms: u64,
+    /// Redis may lack the profiles, so that it is only the database that knows of it.
+    pub(super) cached: bool,
+}
+
+impl Retention {
+    fn tick_ms(self) -> u64 {
+        (self.ttl_ms / 64).clamp(2, 3_600_000)
+    }
+
+    fn unit_ms(self) -> u64 {
+        self.tick_ms().min(10_000)
+    }
+
+    /// Whether it may be one that the proxy has set.
+    pub(super) fn is_marked(self, expires_ms: u64) -> bool {
+        expires_ms % self.unit_ms() == 1
+    }
+
+    /// Gives a profile the expiry that it has behind a write of fields which ran during a span of
+    /// milliseconds; says whether the row has what the proxy had to set.
+    pub(super) fn applies(
+        self,
+        profile: &mut Profile,
+        row: &Row,
+        (from_ms, to_ms): (u64, u64),
+    ) -> bool {
+        let old = profile.expires_ms;
+        let (tick_ms, unit_ms) = (self.tick_ms(), self.unit_ms());
+        let Some(at) = row.expires_ms else {
+            // A client's own expiry, or one that was moved in the same tick or the one before.
+            let late_ms = 2 * tick_ms + unit_ms + SLACK_MS;
+            return old
+                .is_some_and(|old| !self.is_marked(old) || old + late_ms >= from_ms + self.ttl_ms);
+        };
+        profile.expires_ms = Some(at);
+        let moves = |old| self.is_marked(old) && old + tick_ms <= at;
+        self.is_marked(at)
+            && at + unit_ms + SLACK_MS >= from_ms + self.ttl_ms
+            && at <= to_ms + self.ttl_ms + SLACK_MS
+            && (self.cached || old.is_none_or(moves))
+    }
+}
+
 /// The states that a profile can be seen in during a span of milliseconds: itself, gone, or both.
 pub(super) fn seen_during(state: &State, (from_ms, to_ms): (u64, u64)) -> Vec<State> {
     let Some(expires_ms) = state.as_ref().and_then(|profile| profile.expires_ms) else {

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::model::Retention;
+
 /// A profile's fields.
 pub(super) type Fields = BTreeMap<String, String>;
 
@@ -135,6 +137,8 @@ pub(super) struct Evidence {
     /// What each place holds at the end, absent profiles left out: its name, then key and profile.
     pub(super) places: Vec<(&'static str, BTreeMap<String, Profile>)>,
     pub(super) ended_ms: u64,
+    /// What the kind of the profiles has.
+    pub(super) retention: Option<Retention>,
 }
 
 impl Action {
