@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_millis(700);
 const UNKNOWN: &str = "ERR the connection to the upstream was lost, outcome unknown";
 const CONFIG: &str = r#"
 upstream_timeout = "20s"
+[limits]
+inflight_bytes_max = "64MiB"
 [journal]
 segment_bytes_max = "1MiB"
 [[profile]]
