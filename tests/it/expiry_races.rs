@@ -92,7 +92,8 @@ fn an_expiry_that_is_taken_away_in_the_last_moment_leaves_the_profile() {
 
 /// A kind with `ttl`; the history does not matter here.
 fn start_with_ttl(upstream: &FakeUpstream) -> (Proxy, FakeLink) {
-    let config = format!("upstream_timeout = \"20s\"\n{CONFIG}ttl = \"365d\"\n");
+    let limits = "[limits]\ninflight_bytes_max = \"64MiB\"\n";
+    let config = format!("upstream_timeout = \"20s\"\n{limits}{CONFIG}ttl = \"365d\"\n");
     upstream.start_proxy(Proxy::options().config(&config).allows_log("lost the upstream"))
 }
 
