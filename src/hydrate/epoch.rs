@@ -2,7 +2,7 @@
 //! one.
 //!
 //! ```text
-//! profile-proxy epoch 4
+//! profile-proxy epoch 5
 //! run_id 7d4c...          INFO server
 //! replication_id 91aa...  INFO replication
 //! role master
@@ -12,6 +12,7 @@
 //! cached session:{id}     those of them that Redis may lack, '-' for none
 //! cached_before -         those that it was free to lack before and that were not checked since
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
+//! flushes 2               how often Redis had been flushed when the link was made, '-' if not told
 //! settled true            every profile was checked in this epoch
 //! replaced false          the database lacks what the journal has let go of, while it is not
 //! ```
@@ -32,7 +33,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const HEAD: &str = "profile-proxy epoch 4";
+const HEAD: &str = "profile-proxy epoch 5";
 const BETWEEN: char = '\t';
 
 /// What tells one life of Redis from another.
@@ -104,6 +105,9 @@ pub struct EpochRecord {
     /// The patterns of kinds that had `cache_ttl` before: until their profiles were checked, an expiry
     /// in Redis may be how long it was to keep its copy.
     pub cached_before: String,
+    /// Flushes that Redis had run when the link was made (INFO commandstats), by whomever; none
+    /// where Redis does not tell.
+    pub flushes: Option<u64>,
 }
 
 impl EpochRecord {
@@ -116,6 +120,7 @@ impl EpochRecord {
             settled: false,
             replaced: false,
             cached_before: String::new(),
+            flushes: None,
         }
     }
 
@@ -128,7 +133,7 @@ impl EpochRecord {
         let is_cached = |pattern: &str| apart(&epoch.cached).any(|now| now == pattern);
         let before = apart(cached).chain(apart(earlier)).filter(|pattern| !is_cached(pattern));
         let cached_before = patterns(before.map(str::to_owned));
-        Self { epoch, first_ticket, settled: false, replaced, cached_before }
+        Self { epoch, first_ticket, settled: false, replaced, cached_before, flushes: None }
     }
 
     /// Notes that every profile was checked. Nobody has looked at the keys of kinds that are not in
@@ -163,15 +168,20 @@ impl EpochRecord {
         let (all, cached, cached_before) =
             (kinds("kinds")?, kinds("cached")?, kinds("cached_before")?);
         let first_ticket = take("first_ticket")?.parse().ok()?;
+        let flushes = match take("flushes")?.as_str() {
+            "-" => None,
+            number => Some(number.parse().ok()?),
+        };
         let settled = take("settled")?.parse().ok()?;
         let replaced = take("replaced")?.parse().ok()?;
         let kinds = all;
         let epoch = Epoch { run_id, replication_id, role, eviction, database, kinds, cached };
-        Some(Self { epoch, first_ticket, settled, replaced, cached_before })
+        Some(Self { epoch, first_ticket, settled, replaced, cached_before, flushes })
     }
 
     fn text(&self) -> String {
-        let Self { epoch, first_ticket, settled, replaced, cached_before } = self;
+        let Self { epoch, first_ticket, settled, replaced, cached_before, flushes } = self;
+        let flushes = flushes.map_or("-".to_owned(), |flushes| flushes.to_string());
         let Epoch { run_id, replication_id, role, eviction, database, kinds, cached } = epoch;
         let [kinds, cached, cached_before] =
             [kinds, cached, cached_before].map(|kinds| if kinds.is_empty() { "-" } else { kinds });
@@ -179,7 +189,8 @@ impl EpochRecord {
         format!(
             "{HEAD}\nrun_id {run_id}\nreplication_id {replication_id}\nrole {role}\n\
              eviction {eviction}\ndatabase {database}\nkinds {kinds}\ncached {cached}\n\
-             cached_before {cached_before}\nfirst_ticket {first_ticket}\nsettled {settled}\nreplaced {replaced}\n"
+             cached_before {cached_before}\nfirst_ticket {first_ticket}\nflushes {flushes}\n\
+             settled {settled}\nreplaced {replaced}\n"
         )
     }
 }
@@ -251,6 +262,7 @@ mod tests {
             settled: true,
             replaced: false,
             cached_before: "visit:{id}".into(),
+            flushes: Some(12),
         }
     }
 
@@ -264,7 +276,8 @@ mod tests {
         assert_eq!(file.read(), Some(record.clone()));
         let epoch = Epoch { eviction: None, cached: String::new(), ..record.epoch.clone() };
         let later = EpochRecord { epoch, first_ticket: 2000, replaced: true, ..record };
-        let later = EpochRecord { settled: false, cached_before: String::new(), ..later };
+        let later =
+            EpochRecord { settled: false, cached_before: String::new(), flushes: None, ..later };
         file.write(&later).unwrap();
         assert_eq!(file.read(), Some(later));
     }

@@ -48,11 +48,16 @@ pub struct Server {
     pub database: u32,
     /// How many keys the profiles' database holds.
     pub keys: Option<u64>,
+    /// How often Redis was flushed, in part or as a whole, or had databases exchanged, since it was
+    /// started or its statistics were reset.
+    pub flushes: Option<u64>,
 }
 
+/// Commands that remove or replace many keys at once.
+const FLUSHES: [&str; 3] = ["flushall", "flushdb", "swapdb"];
+
 impl Server {
-    /// Reads the answers to `INFO server`, `INFO replication` and `INFO memory`, one behind the
-    /// other.
+    /// Reads the answers to `INFO server` and further sections, one behind the other.
     fn parse(info: &str, keys: Option<u64>) -> Self {
         let find = |name: &str| {
             let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -67,6 +72,13 @@ impl Server {
                 .map(|policy| if bounded { policy } else { "noeviction".to_owned() }),
             database: 0,
             keys,
+            flushes: info.contains("# Commandstats").then(|| {
+                let calls = |name| {
+                    let stats = find(&format!("cmdstat_{name}"))?;
+                    stats.strip_prefix("calls=")?.split(',').next()?.parse::<u64>().ok()
+                };
+                FLUSHES.into_iter().filter_map(calls).sum()
+            }),
         }
     }
 }
@@ -146,7 +158,7 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
         let text = format!("Redis 7.0 or later is needed (for PEXPIRETIME); this is {version}");
         return Err(UpstreamError::Refused(text));
     }
-    for section in ["replication", "memory"] {
+    for section in ["replication", "memory", "commandstats"] {
         info.push_str(&text(&talk.ask(&["INFO", section]).await?));
     }
     let keys = integer(&talk.ask(&["DBSIZE"]).await?);
@@ -279,5 +291,15 @@ mod tests {
         assert_eq!(server.eviction.as_deref(), Some("noeviction"));
         assert_eq!(Server::parse(&info(1), None).eviction.as_deref(), Some("allkeys-lru"));
         assert_eq!(Server::parse("-NOPERM\r\n", None), Server::default());
+    }
+
+    #[test]
+    fn flushes_of_every_kind_are_counted() {
+        let flushes = |info: &str| Server::parse(info, None).flushes;
+        assert_eq!(flushes("# Server\r\n"), None);
+        assert_eq!(flushes("# Commandstats\r\ncmdstat_get:calls=7,usec=9\r\n"), Some(0));
+        let info = "# Commandstats\r\ncmdstat_flushall:calls=2,usec=90,usec_per_call=45.00\r\n\
+                    cmdstat_swapdb:calls=1,usec=2\r\ncmdstat_flushdb:calls=30,usec=2\r\n";
+        assert_eq!(flushes(info), Some(33));
     }
 }

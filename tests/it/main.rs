@@ -29,6 +29,7 @@ mod engine_watch;
 mod expiry_races;
 mod faults;
 mod flush;
+mod flushed_past;
 mod gathering;
 mod guards;
 mod handshakes;

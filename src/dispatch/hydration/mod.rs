@@ -34,7 +34,7 @@ use self::{
 use super::{CommandError, Gate, JournalTrouble, Ledger, Memory, Slot, private::block::OpenBlocks};
 use crate::{
     guards::Guard,
-    hydrate::{self, EpochFile, EpochRecord, Known, Question, Residency, Truth},
+    hydrate::{self, EpochFile, EpochRecord, Known, Question, Residency},
     journal::{Journal, Sequence},
     metrics::Metrics,
     resp::Protocol,
@@ -68,6 +68,8 @@ pub struct Hydration {
     /// A kind of profiles has `cache_ttl`, so Redis may lack them at any time.
     pub(super) caches: bool,
     file: EpochFile,
+    /// Flushes of our clients that were sent since the link was made.
+    flushes: Cell<u64>,
     trusted: Cell<bool>,
     /// Wakes the warm-up: there is an epoch to be settled.
     unsettled: Notify,
@@ -143,6 +145,7 @@ impl Hydration {
             held: Rc::default(),
             caches,
             file: parts.file,
+            flushes: Cell::new(0),
             trusted: Cell::new(false),
             unsettled: Notify::new(),
             fenced: Notify::new(),
@@ -207,27 +210,6 @@ impl Hydration {
     /// Returns the ticket from which on writes were sent to the Redis of this epoch.
     pub(super) fn first_ticket(&self) -> u64 {
         self.state.borrow().record.as_ref().map_or(0, |record| record.first_ticket)
-    }
-
-    /// Returns who is right where both sides have a profile and differ. What Redis holds of one that
-    /// it may lack is a copy, unless the database has lost the original.
-    pub(super) fn truth(&self, key: &[u8]) -> Truth {
-        let replaced = self.state.borrow().record.as_ref().is_some_and(|record| record.replaced);
-        if replaced {
-            Truth::Redis
-        } else if self.schema.is_cached(key) || self.was_cached(key) {
-            Truth::Database
-        } else {
-            self.config.on_difference
-        }
-    }
-
-    /// Tells whether the expiry of a profile in Redis may be how long it was to keep its copy.
-    pub(super) fn was_cached(&self, key: &[u8]) -> bool {
-        let state = self.state.borrow();
-        let Some(record) = &state.record else { return false };
-        let kind = self.schema.kind_of(key).filter(|_| !record.cached_before.is_empty());
-        kind.is_some_and(|kind| record.was_cached(&kind.pattern().to_string()))
     }
 
     /// Takes the news that the database is another one, which lacks what the journal has let go of.
@@ -318,7 +300,9 @@ impl Hydration {
             self.trust();
             return 0;
         }
-        if let Some(record) = state.record.clone().filter(|record| record.epoch.is(&epoch)) {
+        let flushed = self.was_flushed_past(state.record.as_mut(), server);
+        let same = |record: &EpochRecord| record.epoch.is(&epoch) && !flushed;
+        if let Some(record) = state.record.clone().filter(same) {
             if record.settled {
                 state.residency.settle();
                 self.trust();
@@ -336,6 +320,7 @@ impl Hydration {
         }
         let first_ticket = self.ledger.borrow().next_ticket();
         let record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
+        let record = EpochRecord { flushes: server.flushes, ..record };
         let kinds = self.schema.kinds();
         let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
         tell(state.record.as_ref(), &record.epoch, keeps);

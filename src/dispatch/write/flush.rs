@@ -82,6 +82,9 @@ impl Proxy {
         notes: &mut Vec<u8>,
     ) -> WriteSlot {
         self.retention.borrow_mut().forget_all();
+        if let Some(hydration) = &self.hydration {
+            hydration.flush_departs();
+        }
         let session = client.session.borrow();
         let actor = session.identity.as_ref().map_or("", |identity| identity.name());
         let start = notes.len();
