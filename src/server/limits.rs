@@ -1,7 +1,9 @@
 //! The bounds on clients, and those of them that only time shows.
 //!
 //! Once a second each client is looked at: who has been idle for too long, or has had more output
-//! waiting than the soft limit for too long, is cut. A command pays nothing for it.
+//! waiting than the soft limit for too long, is cut. So is who is above the hard limit: the task of a
+//! connection looks itself, but not while it waits for a password or a profile to be checked. A
+//! command pays nothing for it.
 
 use std::{
     collections::BTreeMap,
@@ -88,14 +90,20 @@ pub(super) async fn sweep(shared: Rc<Shared>) {
         clients.clock().set(now);
         let before = std::mem::take(&mut above);
         clients.for_each(|client| {
-            let limit = shared.limits.output(client);
-            if limit.is_soft_passed(client.backlog().1) {
+            // Its task may take a while to notice.
+            if client.is_closed() {
+                return;
+            }
+            let (limit, (_, backlog)) = (shared.limits.output(client), client.backlog());
+            let mut is_cut = limit.is_passed(backlog);
+            if limit.is_soft_passed(backlog) {
                 let since = before.get(&client.id).copied().unwrap_or(now);
-                if now - since > limit.soft_seconds {
-                    metrics.connections_cut.add(1);
-                    return client.close();
-                }
+                is_cut |= now - since > limit.soft_seconds;
                 above.insert(client.id, since);
+            }
+            if is_cut {
+                metrics.connections_cut.add(1);
+                return client.close();
             }
             if shared.limits.is_idle(client) {
                 metrics.connections_idle.add(1);

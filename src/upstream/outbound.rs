@@ -1,8 +1,9 @@
 //! The sending half of a link: what is on its way to Redis, and who waits for it.
 //!
-//! It is shared by the task of the link, which sends whatever waits when its turn comes, and by the
-//! lane's handle, which sends a large batch at once: Redis then works on the first clients' requests
-//! while those of the others are still being run.
+//! It is shared by the task of the link, which sends what waits when its turn comes, and by the lane's
+//! handle, which sends a large batch at once: Redis then works on the first clients' requests while
+//! those of the others are still being run. A small batch waits while a near Redis owes replies; the
+//! last of them is what it leaves with.
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 

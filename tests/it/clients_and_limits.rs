@@ -4,7 +4,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::hydrate::restart_redis;
 use crate::support::client::{Client, Reply, assert_bytes, encode, shown};
+use crate::support::held::Held;
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::random::Random;
 use crate::support::redis::Redis;
@@ -153,6 +155,31 @@ pub(crate) fn one_never_reads(setup: &Setup) {
     assert!(setup.metric("connections_cut_total") > 0.5);
     assert!(peak < before + 64 * MIB, "grew from {before} to {peak} bytes");
     setup.proxy.client().assert_reply("HLEN user:big", b":10\r\n");
+}
+
+/// The task of its connection waits for the profile meanwhile, as long as the database takes.
+#[test]
+fn a_client_that_never_reads_is_cut_also_while_it_waits_for_a_profile_to_be_checked() {
+    let config = narrow().replace("[limits]", "upstream_timeout = \"2m\"\n[limits]");
+    let options = Proxy::options().config(&config).allows_log("lost the upstream");
+    let options = options.allows_log("profiles cannot be looked up").allows_log("database lost");
+    let mut setup = Setup::servers_with(options.allows_log("the upstream cannot be reached"));
+    let mut other = setup.proxy.client();
+    other.command(&["HSET", "user:1", "a", "1"]);
+    setup.wait_for_history(1);
+    let held = Held::hold_rows(&setup);
+    restart_redis(&mut setup);
+    other.command(&["SET", "big", &"v".repeat(1 << 20)]);
+    let mut greedy = setup.proxy.client();
+    greedy.send([encode(&["GET", "big"]).repeat(32), encode(&["HGET", "user:1", "a"])].concat());
+    wait_until("it to be cut", BOUND, || {
+        (setup.metric("connections_cut_total") > 0.5).then_some(())
+    });
+    other.assert_reply("PING", b"+PONG\r\n");
+    held.release();
+    other.assert_reply("HGET user:1 a", b"$1\r\n1\r\n");
+    assert!(greedy.read_to_close().len() < 32 << 20);
+    assert!((setup.metric("connections_cut_total") - 1.0).abs() < 0.5, "it was counted once");
 }
 
 /// Redis reads on while its client does not, and so must the proxy: a client that writes all before

@@ -92,8 +92,9 @@ fn an_expiry_that_is_taken_away_in_the_last_moment_leaves_the_profile() {
 
 /// A kind with `ttl`; the history does not matter here.
 fn start_with_ttl(upstream: &FakeUpstream) -> (Proxy, FakeLink) {
-    let limits = "[limits]\ninflight_bytes_max = \"64MiB\"\n";
-    let config = format!("upstream_timeout = \"20s\"\n{limits}{CONFIG}ttl = \"365d\"\n");
+    // One of these tests has more under way than the socket to Redis takes.
+    let limits = "upstream_timeout = \"20s\"\n[limits]\ninflight_bytes_max = \"64MiB\"\n";
+    let config = format!("{limits}{CONFIG}ttl = \"365d\"\n");
     upstream.start_proxy(Proxy::options().config(&config).allows_log("lost the upstream"))
 }
 
@@ -160,4 +161,33 @@ fn a_profile_that_is_deleted_behind_a_later_write_gets_its_expiry_again() {
     let at = expect_retained(&mut link, "HSET user:1 b 1");
     link.reply(format!(":1\r\n:{at}\r\n"));
     newer.reply();
+}
+
+/// When the reply to a write says that the profile has its expiry, the next command may have taken
+/// that away: the reply to this one comes later.
+#[test]
+fn a_profile_whose_expiry_is_taken_away_right_behind_a_write_gets_it_again() {
+    for (taker, behind, replies) in [
+        ("PERSIST user:1", &[][..], ":1\r\n"),
+        ("PEXPIREAT user:1 4000000000000", &["PEXPIRETIME user:1"], ":1\r\n:4000000000000\r\n"),
+        ("DEL user:1", &[], ":1\r\n"),
+        ("HDEL user:1 a", &["EXISTS user:1"], ":1\r\n:0\r\n"),
+        ("FLUSHALL", &[], "+OK\r\n"),
+    ] {
+        let upstream = FakeUpstream::start();
+        let (proxy, mut link) = start_with_ttl(&upstream);
+        let mut client = proxy.client();
+        let taking = encode(&taker.split(' ').collect::<Vec<_>>());
+        client.send([encode(&["HSET", "user:1", "a", "1"]), taking].concat());
+        let at = expect_retained(&mut link, "HSET user:1 a 1");
+        link.expect(taker);
+        behind.iter().for_each(|line| link.expect(line));
+        link.reply(format!(":1\r\n:{at}\r\n{replies}"));
+        client.reply();
+        client.reply();
+        client.send(encode(&["HINCRBY", "user:1", "b", "1"]));
+        link.expect("HINCRBY user:1 b 1");
+        let request = link.request();
+        assert_eq!(request[0], b"EVAL", "nothing asks for an expiry again behind {taker}");
+    }
 }

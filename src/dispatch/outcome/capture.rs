@@ -163,7 +163,8 @@ impl Outcome {
             self.due(at, happened);
         }
         let retained = slot.retained && self.retain(slot, bytes, happened);
-        if happened && is_deletion(&self.change) {
+        let taken = matches!(slot.capture, Capture::Expiry | Capture::Persisted);
+        if happened && (taken || is_deletion(&self.change)) {
             self.forget_retained();
         }
         if happened && slot.warned {
@@ -271,8 +272,9 @@ impl Outcome {
         }
     }
 
-    /// Has the next write ask again. Writes in two protocols change places on the lane, so one that
-    /// was laid out later than what has ended the profile may have set its expiry before.
+    /// Has the next write ask again. What ends the profile or takes its expiry away was laid out before
+    /// the reply to an earlier write was here, as a rule; where writes in two protocols change places
+    /// on the lane, even before that write was.
     fn forget_retained(&self) {
         if let Some(key) = Entry::decode_key(&self.change) {
             self.retention.borrow_mut().forget(key);

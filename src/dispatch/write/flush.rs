@@ -142,6 +142,8 @@ impl Outcome {
         if ReplyKind::of(reply) == ReplyKind::Error {
             return ledger.void(slot.ticket);
         }
+        // Also what has been learned of since the flush was laid out.
+        self.retention.borrow_mut().forget_all();
         self.change.clear();
         self.change.extend_from_slice(take_note(&mut notes));
         mark_time(&mut self.change, at_ms);

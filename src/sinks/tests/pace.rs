@@ -11,6 +11,8 @@ use super::support::{Log, Target, batches_of};
 use crate::sinks::{Config, Pace, now_ms};
 
 const GIVE_WAY_MAX: Duration = Duration::from_millis(1500);
+/// Nothing is known of a shorter time than half of this.
+const SPAN: Duration = Duration::from_millis(200);
 
 /// A kernel that tells of a thread which wants to run all the time and mostly has to wait.
 fn crowded() -> (Pace, TempDir) {
@@ -41,6 +43,7 @@ async fn a_change_waits_while_clients_lack_processors_but_never_for_long_nor_for
     let target = Target::sqlite();
     let mut log = Log::new();
     let (pace, _told) = crowded();
+    tokio::time::sleep(SPAN).await;
     let config = Config { give_way_max: GIVE_WAY_MAX, ..batches_of(50) };
     let delivery = log.delivery(&target, config).with_pace(Some(pace));
     let (status, cancel) = (delivery.status(), CancellationToken::new());
