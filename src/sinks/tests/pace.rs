@@ -62,8 +62,6 @@ async fn a_change_waits_while_clients_lack_processors_but_never_for_long_nor_for
     };
     // The first one waits for the tables as well.
     took(false).await;
-    // What is looked at is at least a tenth of a second.
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let patient = took(false).await;
     assert!(patient >= GIVE_WAY_MAX, "delivered after {patient:?}");
     let hurried = took(true).await;
