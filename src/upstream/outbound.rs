@@ -71,7 +71,9 @@ impl<S: Slot> Outbound<S> {
 
     /// Tells whether it is better to wait for more: what Redis works at is answered soon.
     fn gathers(&self, queue: &Queue<S>) -> bool {
-        !self.flights.is_empty() && self.nearest <= NEAR_MAX && queue.waiting_bytes() < BATCH_BYTES
+        self.flights.front().is_some_and(|oldest| !oldest.refused)
+            && self.nearest <= NEAR_MAX
+            && queue.waiting_bytes() < BATCH_BYTES
     }
 
     /// Sends what waits in the queue, as much as the socket takes now.

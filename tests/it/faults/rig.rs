@@ -112,6 +112,13 @@ impl<'a> Rig<'a> {
                 self.redis.resume();
                 self.redis.client().assert_reply("SAVE", b"+OK\r\n");
             }
+            Deed::FlushRedis if self.redis_runs => {
+                self.redis.resume();
+                let mut client = self.redis.client();
+                for line in ["MULTI", "CLIENT KILL TYPE normal", "FLUSHALL", "EXEC"] {
+                    client.command(&line.split(' ').collect::<Vec<_>>());
+                }
+            }
             Deed::CutRedis => self.redis_relay.cut(),
             Deed::CutRedisAfter(direction, bytes) => self.redis_relay.cut_after(direction, bytes),
             Deed::StallRedis(direction) => self.redis_relay.stall(direction, true),

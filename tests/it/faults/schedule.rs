@@ -34,6 +34,8 @@ pub(super) enum Deed {
     CutRedisAfter(Direction, u64),
     StallRedis(Direction),
     FlowRedis(Direction),
+    /// Somebody flushes Redis past the proxy, whose links end at the same time.
+    FlushRedis,
     KillDatabase,
     StartDatabase,
     CutDatabase,
@@ -83,6 +85,10 @@ impl Schedule {
         for _ in 0..4 + random.below(6) {
             let at_ms = 150 + random.below(length_ms.saturating_sub(600));
             schedule.add_fault(at_ms, &mut random);
+        }
+        if random.below(3) == 0 {
+            let at_ms = 150 + random.below(length_ms.saturating_sub(600));
+            schedule.deeds.push((at_ms, Deed::FlushRedis));
         }
         schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
         schedule
