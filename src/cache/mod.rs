@@ -26,7 +26,7 @@ pub use entry::{Entry, Unfit};
 
 use std::{hash::BuildHasher, sync::Arc};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, outside::HashState};
 use seen::{Lately, Seen};
 use table::{Known, Table};
 
@@ -49,7 +49,7 @@ pub enum Advice {
 
 /// The profiles that are kept.
 pub struct Cache {
-    hasher: foldhash::quality::RandomState,
+    hasher: HashState,
     table: Table,
     seen: Seen,
     on: bool,
@@ -64,7 +64,7 @@ impl Cache {
     pub fn new(bytes_max: usize, metrics: Arc<Metrics>) -> Self {
         let seen = Seen::new(bytes_max / BYTES_PER_MARK);
         Self {
-            hasher: foldhash::quality::RandomState::default(),
+            hasher: HashState::default(),
             table: Table::new(bytes_max.saturating_sub(seen.bytes())),
             seen,
             on: false,

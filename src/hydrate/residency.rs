@@ -11,6 +11,8 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault, Hasher},
 };
 
+use crate::outside::HashState;
+
 /// Keys that can be checked in one epoch before it is settled: at most 2.4 GB. With more profiles than
 /// that no epoch can be settled.
 const CHECKED_KEYS_MAX: usize = 1 << 27;
@@ -22,7 +24,7 @@ pub struct CheckedKeysFull;
 /// The state of one epoch.
 #[derive(Debug)]
 pub struct Residency {
-    hasher: foldhash::quality::RandomState,
+    hasher: HashState,
     checked: HashSet<u64, BuildHasherDefault<Plain>>,
     checked_max: usize,
     /// Rises with every epoch, so that what belongs to an earlier one is known by it.
@@ -33,7 +35,7 @@ pub struct Residency {
 impl Default for Residency {
     fn default() -> Self {
         Self {
-            hasher: foldhash::quality::RandomState::default(),
+            hasher: HashState::default(),
             checked: HashSet::default(),
             checked_max: CHECKED_KEYS_MAX,
             generation: 0,

@@ -1,4 +1,4 @@
-//! What the proxy has of the world around it: sockets, the clock, and threads that may block.
+//! What the proxy has of the world around it: sockets, the clock, chance, and threads that may block.
 //!
 //! In a build for use each name here is tokio's or the system's own, so it costs nothing. The unit
 //! tests can put a simulated world in its place, one per thread (`tests.rs`); without one, the same
@@ -23,6 +23,13 @@ pub use tokio::net::{
     TcpListener as Listener, TcpStream as Stream,
     tcp::{OwnedReadHalf as ReadHalf, OwnedWriteHalf as WriteHalf},
 };
+
+/// Keys the tables in which it shows when two profiles share a place: by chance, and in the unit tests
+/// always alike, so that a seed names a run of the simulated world exactly.
+#[cfg(test)]
+pub type HashState = foldhash::quality::FixedState;
+#[cfg(not(test))]
+pub type HashState = foldhash::quality::RandomState;
 
 /// Milliseconds since 1970 by this machine's clock.
 #[must_use]

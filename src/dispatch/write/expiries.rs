@@ -8,7 +8,7 @@
 
 use std::hash::BuildHasher;
 
-use crate::profile::Expiry;
+use crate::{outside::HashState, profile::Expiry};
 
 /// Profiles that are remembered; a collision forgets the older.
 const REMEMBERED_MAX: usize = 1 << 15;
@@ -21,14 +21,14 @@ const UNSETTLED: u64 = u64::MAX;
 
 /// The expiries that are close.
 pub(in crate::dispatch) struct Expiries {
-    hasher: foldhash::quality::RandomState,
+    hasher: HashState,
     /// Direct-mapped by the hash of the key: the hash, and the time or [`UNSETTLED`].
     times: Vec<(u64, u64)>,
 }
 
 impl Expiries {
     pub(super) fn new() -> Self {
-        Self { hasher: foldhash::quality::RandomState::default(), times: Vec::new() }
+        Self { hasher: HashState::default(), times: Vec::new() }
     }
 
     /// A command that may set an expiry is on its way.

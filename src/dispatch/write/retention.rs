@@ -10,6 +10,7 @@
 use std::{hash::BuildHasher, time::Duration};
 
 use super::expiries::Expiries;
+use crate::outside::HashState;
 
 /// The mark of a policy expiry: its remainder by the unit.
 const MARK_MS: u64 = 1;
@@ -55,7 +56,7 @@ impl Due {
 ///  └────────────────┴────────┘
 /// ```
 pub(in crate::dispatch) struct Retention {
-    hasher: foldhash::quality::RandomState,
+    hasher: HashState,
     applied: Vec<[u64; WAYS]>,
     /// Profiles of the present tick that had to make room since the table last grew.
     displaced: usize,
@@ -65,7 +66,7 @@ pub(in crate::dispatch) struct Retention {
 
 impl Retention {
     pub(in crate::dispatch) fn new() -> Self {
-        let hasher = foldhash::quality::RandomState::default();
+        let hasher = HashState::default();
         Self { hasher, applied: Vec::new(), displaced: 0, known: Expiries::new() }
     }
 
