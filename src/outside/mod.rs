@@ -13,6 +13,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+#[cfg(test)]
+use foldhash::quality::FixedState as Keying;
+#[cfg(not(test))]
+use foldhash::quality::RandomState as Keying;
 use rustix::net::sockopt;
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -26,10 +30,7 @@ pub use tokio::net::{
 
 /// Keys the tables in which it shows when two profiles share a place: by chance, and in the unit tests
 /// always alike, so that a seed names a run of the simulated world exactly.
-#[cfg(test)]
-pub type HashState = foldhash::quality::FixedState;
-#[cfg(not(test))]
-pub type HashState = foldhash::quality::RandomState;
+pub type HashState = Keying;
 
 /// Milliseconds since 1970 by this machine's clock.
 #[must_use]
