@@ -5,11 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::cache_mode::{
-    BOUND, LONG, command, error_of, evict, fields, hgetall, row, start, start_on,
-};
+use crate::cache_mode::{BOUND, LONG, error_of, evict, fields, hgetall, row, start, start_on};
 use crate::hydrate::{restart_redis, wait_for_link};
-use crate::support::client::{Client, Reply, encode};
+use crate::support::client::{Client, Reply, command, encode};
 use crate::support::fake_upstream::{FakeLink, FakeUpstream};
 use crate::support::held::Held;
 use crate::support::proxy::Proxy;

@@ -1,9 +1,9 @@
 //! Cache mode beside the other settings of a kind: rules, `ack`, who is right where both sides differ,
 //! and a kind that gets `cache_ttl` or loses it.
 
-use crate::cache_mode::{BOUND, LONG, LOST, command, error_of, evict, fields, hgetall, row, start};
+use crate::cache_mode::{BOUND, LONG, LOST, error_of, evict, fields, hgetall, row, start};
 use crate::hydrate::{lose_the_database, restart_redis};
-use crate::support::client::{Client, Reply, encode};
+use crate::support::client::{Client, Reply, command, encode};
 use crate::support::held::Held;
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::setup::Setup;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::hydrate::Stuck;
-use crate::support::client::{Client, Reply};
+use crate::support::client::{Client, Reply, command};
 use crate::support::postgres::Postgres;
 use crate::support::proxy::Proxy;
 use crate::support::random::Random;
@@ -68,10 +68,6 @@ pub(crate) fn start_on(redis: Redis, config: &str) -> Setup {
 
 pub(crate) fn start(config: &str) -> Setup {
     start_on(Redis::start(), config)
-}
-
-pub(crate) fn command(client: &mut Client, line: &str) -> Reply {
-    client.command(&line.split(' ').collect::<Vec<_>>())
 }
 
 pub(crate) fn hgetall(client: &mut Client, key: &str) -> BTreeMap<String, String> {

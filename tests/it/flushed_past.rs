@@ -2,20 +2,12 @@
 //! links are. Redis goes on under the same name, but all profiles are gone.
 
 use crate::hydrate::wait_for_link;
-use crate::support::client::{Client, Reply};
+use crate::support::client::{Reply, command};
 use crate::support::proxy::Proxy;
-use crate::support::setup::Setup;
-
-const CONFIG: &str = r#"
-upstream_timeout = "3s"
-[[profile]]
-name = "user"
-key = "user:{id}"
-unknown_fields = "allow"
-"#;
+use crate::support::setup::{OPEN_KIND, Setup};
 
 fn start() -> Setup {
-    let options = Proxy::options().config(CONFIG).allows_log("lost the upstream");
+    let options = Proxy::options().config(OPEN_KIND).allows_log("lost the upstream");
     let setup = Setup::servers_with(options);
     setup.proxy.wait_until_checked();
     let mut client = setup.proxy.client();
@@ -25,10 +17,6 @@ fn start() -> Setup {
     }
     command(&mut client, "DEL user:7");
     setup
-}
-
-fn command(client: &mut Client, line: &str) -> Reply {
-    client.command(&line.split(' ').collect::<Vec<_>>())
 }
 
 #[track_caller]
@@ -47,8 +35,9 @@ fn with_the_links_cut(setup: &Setup, commands: &[&str]) {
     let links = setup.metric("upstream_links_total");
     let mut direct = setup.store_client();
     command(&mut direct, "MULTI");
-    command(&mut direct, "CLIENT KILL TYPE normal");
-    commands.iter().for_each(|line| drop(command(&mut direct, line)));
+    for line in ["CLIENT KILL TYPE normal"].iter().chain(commands) {
+        direct.assert_reply(line, b"+QUEUED\r\n");
+    }
     let done = command(&mut direct, "EXEC");
     assert!(matches!(&done, Reply::Array(all) if all.len() == commands.len() + 1), "{done:?}");
     wait_for_link(&setup.proxy, links);

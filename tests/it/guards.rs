@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::faults::relay::Relay;
-use crate::support::client::{Client, Reply, encode};
+use crate::support::client::{Reply, command, encode};
 use crate::support::postgres::Postgres;
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::redis::Redis;
@@ -38,10 +38,6 @@ fn options(without: Option<&str>) -> ProxyOptions {
             .expects_log("a guard is switched off"),
         None => options,
     }
-}
-
-fn command(client: &mut Client, line: &str) -> Reply {
-    client.command(&line.split(' ').collect::<Vec<_>>())
 }
 
 fn held(setup: &Setup) -> String {

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::client::{Client, Reply, encode};
+use crate::support::client::{Client, Reply, command, encode};
 use crate::support::postgres::Postgres;
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::redis::Redis;
-use crate::support::setup::Setup;
+use crate::support::setup::{OPEN_KIND, Setup};
 use crate::support::wait_until;
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -22,14 +22,6 @@ const SLOW: &str = r#"
 upstream_timeout = "3s"
 [hydrate]
 warm_keys_per_second_max = 4
-[[profile]]
-name = "user"
-key = "user:{id}"
-unknown_fields = "allow"
-"#;
-
-const FAST: &str = r#"
-upstream_timeout = "3s"
 [[profile]]
 name = "user"
 key = "user:{id}"
@@ -84,10 +76,6 @@ fn hgetall(client: &mut Client, key: &str) -> BTreeMap<String, String> {
 
 fn fields(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
-
-fn command(client: &mut Client, line: &str) -> Reply {
-    client.command(&line.split(' ').collect::<Vec<_>>())
 }
 
 /// Holds the delivery up by a lock in the database, which can still be read.
@@ -146,7 +134,7 @@ fn a_wiped_redis_is_missed_by_no_read_and_no_counter_starts_again() {
 
 #[test]
 fn the_warm_up_brings_everything_back_and_settles_the_epoch() {
-    let mut setup = start(FAST);
+    let mut setup = start(OPEN_KIND);
     let mut client = setup.proxy.client();
     let commands: Vec<_> = (0..1000)
         .map(|number| encode(&["HSET", &format!("user:{number}"), "n", &number.to_string()]))
@@ -214,7 +202,7 @@ fn a_stale_dump_is_put_right_when_it_is_touched() {
 
 #[test]
 fn a_stale_dump_is_put_right_by_the_warm_up() {
-    stale_dump(FAST, |_, _| {});
+    stale_dump(OPEN_KIND, |_, _| {});
 }
 
 #[test]
@@ -320,7 +308,7 @@ fn a_full_redis_is_adopted_by_the_warm_up() {
     command(&mut store, "PEXPIREAT user:3 4000000000123");
     command(&mut store, "HSET user:3:settings a 1");
     let postgres = Postgres::start();
-    let proxy = options(FAST).upstream(redis.url()).database(postgres.url()).start();
+    let proxy = options(OPEN_KIND).upstream(redis.url()).database(postgres.url()).start();
     let setup = Setup { proxy, redis: Some(redis), postgres: Some(postgres) };
     setup.proxy.wait_until_checked();
     assert!((loads(&setup.proxy, "adopted") - 2000.0).abs() < 0.5);
@@ -500,7 +488,7 @@ fn an_expired_profile_does_not_come_back_and_a_lasting_one_keeps_its_expiry() {
 
 #[test]
 fn a_redis_that_is_restarted_again_and_again_while_profiles_are_loaded_confuses_nobody() {
-    let mut setup = start(FAST);
+    let mut setup = start(OPEN_KIND);
     let mut client = setup.proxy.client();
     let commands: Vec<_> =
         (0..300).map(|number| encode(&["HSET", &format!("user:{number}"), "n", "0"])).collect();
@@ -542,7 +530,7 @@ fn redis_is_right_where_it_is_configured_to_be() {
 
 #[test]
 fn a_database_that_was_lost_gets_every_profile_whole_from_redis() {
-    lose_the_database(FAST);
+    lose_the_database(OPEN_KIND);
 }
 
 /// Another database than before, and a journal that has let go of what the former one had.

@@ -10,18 +10,11 @@ use crate::support::client::{Client, Reply};
 use crate::support::process::free_port;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
-use crate::support::setup::Setup;
+use crate::support::setup::{OPEN_KIND, Setup};
 use crate::support::wait_until;
 
 const BOUND: Duration = Duration::from_secs(20);
 const DOWN: &str = "-MASTERDOWN the upstream Redis is down; nothing was sent\r\n";
-const CONFIG: &str = r#"
-upstream_timeout = "3s"
-[[profile]]
-name = "user"
-key = "user:{id}"
-unknown_fields = "allow"
-"#;
 
 /// A port that stands for one server and later for another; the connections that there are stay with
 /// the former one.
@@ -82,7 +75,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream) {
 fn scene() -> (Redis, Address, Setup) {
     let (former, next) = (Redis::start(), Redis::start());
     let address = Address::of(&former);
-    let options = Proxy::options().config(CONFIG).upstream(address.url());
+    let options = Proxy::options().config(OPEN_KIND).upstream(address.url());
     let proxy = options.expects_log("lost the upstream").start();
     proxy.wait_until_checked();
     let setup = Setup { proxy, redis: Some(next), postgres: None };

@@ -1,8 +1,8 @@
 //! The proxy is started again with another configuration: other keys are profiles, or they are in
 //! another database of the same Redis. What Redis holds then was not recorded, or is not there.
 
-use crate::cache_mode::{LONG, LOST, command, evict, fields, hgetall, row};
-use crate::support::client::Reply;
+use crate::cache_mode::{LONG, LOST, evict, fields, hgetall, row};
+use crate::support::client::{Reply, command};
 use crate::support::postgres::Postgres;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;

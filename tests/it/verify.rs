@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
-use crate::support::client::{Client, Reply};
+use crate::support::client::{Client, Reply, command};
 use crate::support::proxy::Proxy;
 use crate::support::setup::Setup;
 use crate::transfer_tools::run;
@@ -11,10 +11,6 @@ use crate::transfer_tools::run;
 const KIND: &str =
     "[[profile]]\nname = \"user\"\nkey = \"user:{id}\"\nunknown_fields = \"allow\"\n";
 const SEEDED: usize = 9;
-
-fn command(client: &mut Client, line: &str) -> Reply {
-    client.command(&line.split(' ').collect::<Vec<_>>())
-}
 
 /// Writes profiles through the proxy, then past it on either side; returns key and class of each
 /// difference.

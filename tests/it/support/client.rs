@@ -298,6 +298,12 @@ pub(crate) fn assert_bytes(what: &str, got: &[u8], expected: &[u8]) {
     assert!(got == expected, "{what}: behind {from} bytes got {left:?}, expected {right:?}");
 }
 
+/// Sends a command, split at spaces, and returns the reply.
+#[track_caller]
+pub(crate) fn command(client: &mut Client, line: &str) -> Reply {
+    client.command(&line.split(' ').collect::<Vec<_>>())
+}
+
 /// One command as an array of bulk strings.
 pub(crate) fn encode<A: AsRef<[u8]>>(arguments: &[A]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", arguments.len()).into_bytes();

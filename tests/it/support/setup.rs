@@ -19,6 +19,15 @@ use super::wait_until;
 /// How long the database may stay behind before a test fails.
 pub(crate) const DELIVERY_BOUND: Duration = Duration::from_secs(60);
 
+/// A kind whose profiles have any fields, before a Redis that is given up after three seconds.
+pub(crate) const OPEN_KIND: &str = r#"
+upstream_timeout = "3s"
+[[profile]]
+name = "user"
+key = "user:{id}"
+unknown_fields = "allow"
+"#;
+
 /// The fields of one profile.
 pub(crate) type Fields = BTreeMap<Vec<u8>, Vec<u8>>;
 
