@@ -90,7 +90,7 @@ impl Pace {
     }
 
     /// Tells whether the thread has lately lacked a processor, or would with a database at work;
-    /// costs two small reads.
+    /// costs two reads of a span at most, of which the kernel makes all of `/proc/stat` anew.
     fn is_crowded(&mut self) -> bool {
         let span = self.since.elapsed();
         if span < SPAN_MIN {
