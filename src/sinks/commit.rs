@@ -105,7 +105,14 @@ impl Delivery {
             true => self.config.timeout.saturating_mul(FLUSH_PATIENCE),
             false => self.config.timeout,
         };
-        let applied = apply(&mut self.writer, &self.status, &work, patience).await?;
+        let applied = match apply(&mut self.writer, &self.status, &work, patience).await {
+            // A person has lifted the quarantine: what was to be set aside is delivered now.
+            Err(error @ SinkError::QuarantineLifted) => {
+                self.status.take_back_set_aside(work.dead.iter().map(|letter| letter.sequence));
+                return Err(error);
+            }
+            applied => applied?,
+        };
         *cursor = work.to;
         self.status.count_batch(work.records.len(), applied.rows, work.dead.len());
         if !work.dead.is_empty() {

@@ -230,6 +230,14 @@ impl Status {
         }
     }
 
+    /// Takes back what was noted: the transaction has certainly not been committed.
+    pub(super) fn take_back_set_aside(&self, sequences: impl Iterator<Item = u64>) {
+        let mut set_aside = self.set_aside.write().unwrap_or_else(PoisonError::into_inner);
+        for sequence in sequences {
+            set_aside.remove(&sequence);
+        }
+    }
+
     pub(super) fn count_failure(&self, class: FailureClass) {
         if let Some(count) = self.failures.get(class as usize) {
             count.fetch_add(1, Relaxed);

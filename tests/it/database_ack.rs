@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::dead_letters::{accept_poison, refuse_poison, tool};
 use crate::support::client::{Client, encode};
 use crate::support::database::try_query_sqlite;
 use crate::support::held::{Held, on_both_with_options};
@@ -231,16 +232,7 @@ fn a_database_that_is_away_makes_an_error_that_says_what_is_true_servers() {
 fn a_write_that_the_database_refuses_says_so(setup: Setup) {
     let mut client = setup.proxy.client();
     client.assert_reply("HSET user:1 f fine", b":1\r\n");
-    setup.query(match setup.postgres {
-        Some(_) => {
-            "alter table {}profiles add constraint no_poison \
-             check (fields ->> 'f' is distinct from 'poison')"
-        }
-        None => {
-            "create trigger no_poison before insert on profiles \
-             when new.fields ->> 'f' = 'poison' begin select raise(abort, 'refused'); end"
-        }
-    });
+    refuse_poison(&setup);
     client.assert_reply("HSET user:1 f poison", REFUSED);
     client.assert_reply("HSET user:1 f held-back", REFUSED);
     client.assert_reply("HSET user:2 f fine", b":1\r\n");
@@ -252,6 +244,13 @@ fn a_write_that_the_database_refuses_says_so(setup: Setup) {
     );
     client.assert_reply("PROFILE.WAIT 0", b":0\r\n");
     setup.proxy.client().assert_reply("PROFILE.WAIT 0", b":0\r\n");
+    // The proxy learns from the next write of the profile that its quarantine was lifted.
+    accept_poison(&setup);
+    let (code, text) = tool(&setup, "dead-letters retry --all");
+    assert_eq!(code, 0, "{text}");
+    client.assert_reply("HSET user:1 f fine", b":0\r\n");
+    client.assert_reply("PROFILE.WAIT 0", b":0\r\n");
+    assert!(fields_of(&setup, "user:1").is_some_and(|fields| fields.contains("fine")));
 }
 
 #[test]

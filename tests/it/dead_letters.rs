@@ -41,7 +41,7 @@ fn options() -> crate::support::proxy::ProxyOptions {
     Proxy::options().config(KIND).expects_log("record refused and set aside")
 }
 
-fn refuse_poison(setup: &Setup) {
+pub(crate) fn refuse_poison(setup: &Setup) {
     setup.query(match setup.postgres {
         Some(_) => {
             "alter table {}profiles add constraint no_poison \
@@ -54,7 +54,7 @@ fn refuse_poison(setup: &Setup) {
     });
 }
 
-fn accept_poison(setup: &Setup) {
+pub(crate) fn accept_poison(setup: &Setup) {
     setup.query(match setup.postgres {
         Some(_) => "alter table {}profiles drop constraint no_poison",
         None => "drop trigger no_poison",
@@ -67,7 +67,7 @@ fn dead_letters(setup: &Setup) -> u64 {
 }
 
 #[track_caller]
-fn wait_for_dead_letters(setup: &Setup, count: u64) {
+pub(crate) fn wait_for_dead_letters(setup: &Setup, count: u64) {
     wait_until("the dead letters", BOUND, || (dead_letters(setup) == count).then_some(()));
 }
 
@@ -84,7 +84,7 @@ fn poison(setup: &Setup, client: &mut Client) {
 }
 
 /// Runs a subcommand; returns the exit code and what it printed.
-fn tool(setup: &Setup, line: &str) -> (i32, String) {
+pub(crate) fn tool(setup: &Setup, line: &str) -> (i32, String) {
     let output = setup.proxy.tool(&line.split(' ').collect::<Vec<_>>());
     let text = [output.stdout, output.stderr].concat();
     (output.status.code().unwrap(), String::from_utf8(text).unwrap())
