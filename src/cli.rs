@@ -35,7 +35,7 @@ pub const EXIT_UNSURE: u8 = 2;
     disable_help_subcommand = true
 )]
 struct Arguments {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Settings")]
     options: Options,
     #[command(subcommand)]
     word: Option<Word>,
@@ -62,7 +62,8 @@ enum Word {
     /// Bring every profile to Redis that the database has and Redis lacks
     ///
     /// Goes through the running proxy, beside clients that write. What Redis has is not changed.
-    /// Exit code 2: not everything could be seen to.
+    /// Kinds with `cache_ttl` are passed over: Redis gets each of their profiles when somebody asks
+    /// for it. Exit code 2: not everything could be seen to.
     Warm(TransferTool),
     /// Compare Redis and the database, profile by profile, and list what differs
     ///

@@ -72,7 +72,7 @@ fn row(letter: &StoredLetter, show_values: bool) -> Vec<String> {
     ];
     if show_values {
         row.push(match Entry::decode(&letter.record) {
-            Ok(Entry::Change(change)) => format!("{{{}}}", record::values_json(&change)),
+            Ok(Entry::Change(change)) => format!("{{{}}}", record::effect_json(&change)),
             _ => format!("{} bytes", letter.record.len()),
         });
     }
@@ -136,6 +136,9 @@ async fn drop_chosen(
         return Err(ToolError::NoLetter);
     }
     writeln!(out, "{count} records dropped: row and history miss these changes")?;
+    if count > 0 {
+        writeln!(out, "what Redis holds is as it was: 'verify' lists it, '--repair' mends it")?;
+    }
     Ok(Verdict::Fine)
 }
 

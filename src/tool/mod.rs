@@ -23,7 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     config::{Config, DatabaseAddress, UpstreamAddress},
     journal::JournalError,
-    sinks::{Database, SinkError},
+    sinks::{Database, FailureClass, SinkError},
 };
 
 /// How often a progress bar is drawn, per second.
@@ -224,15 +224,27 @@ pub enum ToolError {
     /// A key from the command line is tagged as base64 and is not.
     #[error("the key begins with '$base64:' and goes on with what is not base64")]
     Key,
-    /// The database.
+    /// The database does not answer.
+    #[error("{0}; is it running, and is it where this configuration says?")]
+    DatabaseAway(SinkError),
+    /// The database refuses.
     #[error("{0}; is this the database of the proxy, and has it delivered to it?")]
-    Database(#[from] SinkError),
+    Database(SinkError),
     /// The journal.
     #[error("{0}")]
     Journal(#[from] JournalError),
     /// Standard output, or the runtime.
     #[error(transparent)]
     Output(#[from] io::Error),
+}
+
+impl From<SinkError> for ToolError {
+    fn from(error: SinkError) -> Self {
+        match error.class() {
+            FailureClass::Connection => Self::DatabaseAway(error),
+            _ => Self::Database(error),
+        }
+    }
 }
 
 /// Whether everything is as it should be; if not, the exit code says so.

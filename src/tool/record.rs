@@ -76,32 +76,32 @@ fn flush_json(sequence: u64, flush: &Flush<'_>) -> String {
 }
 
 fn change_json(sequence: u64, change: &Change<'_>) -> String {
-    let expires = match change.expiry {
-        Expiry::Unchanged => "null".to_owned(),
-        Expiry::Never => "false".to_owned(),
-        Expiry::At(at_ms) => quoted(&shown_time(at_ms)),
-    };
     format!(
         "{{\"sequence\":{sequence},\"type\":\"change\",\"ticket\":{},\"at\":{},\"kind\":{},\
-         \"command\":{},\"actor\":{},\"key\":{},\"cleared\":{},\"deleted\":{},\
-         \"expires\":{expires},{}}}",
+         \"command\":{},\"actor\":{},\"key\":{},{}}}",
         change.ticket,
         quoted(&shown_time(change.at_ms)),
         quoted(change.kind),
         quoted(change.command),
         quoted(change.actor),
         quoted(&name_text(change.key)),
-        change.cleared,
-        change.deleted,
-        values_json(change),
+        effect_json(change),
     )
 }
 
-/// The fields of a change, as two members of an object.
-pub(super) fn values_json(change: &Change<'_>) -> String {
+/// What a change does to its profile, as members of an object.
+pub(super) fn effect_json(change: &Change<'_>) -> String {
+    let expires = match change.expiry {
+        Expiry::Unchanged => "null".to_owned(),
+        Expiry::Never => "false".to_owned(),
+        Expiry::At(at_ms) => quoted(&shown_time(at_ms)),
+    };
     let removed = names_json(change.removed.iter().copied());
     let set = fields_json(change.set.iter().copied());
-    format!("\"removed\":{removed},\"set\":{set}")
+    format!(
+        "\"cleared\":{},\"deleted\":{},\"expires\":{expires},\"removed\":{removed},\"set\":{set}",
+        change.cleared, change.deleted,
+    )
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ struct Tally {
     there: u64,
     /// Nothing was done, because that would change what is there.
     left: u64,
+    /// Redis need not have it: the kind has `cache_ttl`.
+    cached: u64,
     refused: u64,
     refusals: BTreeSet<String>,
 }
@@ -58,10 +60,14 @@ impl Tally {
     }
 
     fn print(&self, brought: &str, out: &mut impl Write) -> Result<Verdict, ToolError> {
-        let Self { checked, there, left, refused, .. } = self;
+        let Self { checked, there, left, cached, refused, .. } = self;
         writeln!(out, "{} profiles {brought}, {there} were there already", self.brought)?;
         if *checked > 0 {
             writeln!(out, "{checked} checked by the proxy, as each is after a change of Redis")?;
+        }
+        if *cached > 0 {
+            let why = "Redis gets each when somebody asks for it";
+            writeln!(out, "{cached} are of kinds with cache_ttl and were passed over: {why}")?;
         }
         if *left > 0 {
             writeln!(out, "{left} differ and were left as they are; 'verify' lists them")?;
@@ -182,6 +188,10 @@ pub(super) async fn warm(
         progress.advance(keys.len() as u64);
         // Rows of a kind that is not configured any more stay in the database.
         for key in keys.into_iter().filter(|key| schema.kind_of(key).is_some()) {
+            if schema.is_cached(&key) {
+                tally.cached += 1;
+                continue;
+            }
             checks.submit(key).await?.into_iter().for_each(|said| tally.count(said));
         }
         from = next;

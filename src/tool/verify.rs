@@ -267,7 +267,10 @@ impl std::fmt::Display for Class {
         write!(formatter, "{}", self.count)?;
         if let (Some(oldest), Some(newest)) = (self.oldest_ms, self.newest_ms) {
             let (oldest, newest) = (age(oldest), age(newest));
-            write!(formatter, ", recorded {newest} to {oldest} ago")?;
+            match newest == oldest {
+                true => write!(formatter, ", recorded {oldest} ago")?,
+                false => write!(formatter, ", recorded {newest} to {oldest} ago")?,
+            }
         }
         if !self.fields.is_empty() {
             let fields: Vec<String> =

@@ -36,7 +36,7 @@ ttl = "3s"
 unknown_fields = "allow"
 "#;
 
-const BOTH: &str = r#"
+pub(crate) const BOTH: &str = r#"
 upstream_timeout = "3s"
 [[profile]]
 name = "user"

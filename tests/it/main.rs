@@ -12,6 +12,7 @@ mod bytes_under_way;
 mod cache_faults;
 mod cache_kinds;
 mod cache_mode;
+mod cache_tools;
 mod client_command;
 mod client_matrix;
 mod clients_and_limits;
