@@ -249,16 +249,20 @@ impl Lookup {
             if self.rows.cursor(self.journal.source()).await? < self.rows_to {
                 return Err(SinkError::plain(FailureClass::Connection, "set back"));
             }
-            let stored = self.rows.read(wanted).await?;
             if self.status.quarantined_keys() == 0 {
-                return Ok((stored, Vec::new()));
+                return Ok((self.rows.read(wanted).await?, Vec::new()));
             }
+            // A person may have the letters applied at any moment. Whoever reads the row from
+            // before that and finds no letters any more misses what they hold.
+            self.rows.begin_snapshot().await?;
+            let stored = self.rows.read(wanted).await?;
             let mut names: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
             for row in &stored {
                 names.push(name_bytes(&row.key)?);
             }
             let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
             let letters = self.rows.letters(self.journal.source(), &names).await?;
+            self.rows.end_snapshot().await?;
             Ok((stored, letters))
         };
         let read = timeout(self.timeout, reading).await;

@@ -163,6 +163,36 @@ impl Rows {
         connected.unwrap_or_else(|_| Err(SinkError::plain(FailureClass::Connection, "timeout")))
     }
 
+    /// Has all that is read show one state of the database, until [`Self::end_snapshot`]. Whoever
+    /// fails in between lets go of the connection. Only while connected.
+    pub(super) async fn begin_snapshot(&mut self) -> Result<(), SinkError> {
+        self.execute("begin isolation level repeatable read read only", "begin").await
+    }
+
+    /// Ends what [`Self::begin_snapshot`] has begun. Only while connected.
+    pub(super) async fn end_snapshot(&mut self) -> Result<(), SinkError> {
+        self.execute("commit", "commit").await
+    }
+
+    async fn execute(
+        &mut self,
+        postgres: &'static str,
+        sqlite: &'static str,
+    ) -> Result<(), SinkError> {
+        match self {
+            #[cfg(test)]
+            Self::Memory(_) => {}
+            Self::Postgres { connection: Some(connection), .. } => {
+                sqlx::raw_sql(postgres).execute(connection).await?;
+            }
+            Self::Sqlite { connection: Some(connection), .. } => {
+                sqlx::raw_sql(sqlite).execute(connection).await?;
+            }
+            _ => return Err(not_connected()),
+        }
+        Ok(())
+    }
+
     /// Reads rows. Only while connected.
     pub(super) async fn read(&mut self, wanted: Wanted<'_>) -> Result<Vec<StoredRow>, SinkError> {
         match self {

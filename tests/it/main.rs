@@ -11,6 +11,7 @@ mod busy_script;
 mod bytes_under_way;
 mod cache_faults;
 mod cache_kinds;
+mod cache_letters;
 mod cache_mode;
 mod cache_tools;
 mod client_command;

@@ -31,6 +31,12 @@ impl Held {
         Held::hold_by(setup, "profiles in access exclusive mode")
     }
 
+    /// Lets the database, which is PostgreSQL, not tell what it has set aside from now on.
+    #[track_caller]
+    pub(crate) fn hold_letters(setup: &Setup) -> Held {
+        Held::hold_by(setup, "dead_letters in access exclusive mode")
+    }
+
     #[track_caller]
     fn hold_by(setup: &Setup, lock: &str) -> Held {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -57,15 +63,27 @@ impl Held {
     /// Lets the database take changes again.
     #[track_caller]
     pub(crate) fn release(self) {
+        self.end("rollback");
+    }
+
+    /// Changes something itself, and lets go in the same moment.
+    #[track_caller]
+    pub(crate) fn release_after(self, statements: &str) {
+        self.end(&format!("{statements}; commit"));
+    }
+
+    #[track_caller]
+    fn end(self, statements: &str) {
         let Held { runtime, session } = self;
+        let statements = AssertSqlSafe(statements.to_owned());
         runtime.block_on(async {
             match session {
                 Session::Postgres(mut session) => {
-                    sqlx::raw_sql("rollback").execute(&mut session).await.unwrap();
+                    sqlx::raw_sql(statements).execute(&mut session).await.unwrap();
                     session.close().await.unwrap();
                 }
                 Session::Sqlite(mut session) => {
-                    sqlx::raw_sql("rollback").execute(&mut session).await.unwrap();
+                    sqlx::raw_sql(statements).execute(&mut session).await.unwrap();
                     session.close().await.unwrap();
                 }
             }
