@@ -21,7 +21,7 @@ use super::overlay::{Overlay, OverlayError, lay_over};
 use super::rows::{Letter, Rows, StoredRow, Wanted};
 use super::{Config, Status};
 use crate::guards::Guard;
-use crate::hydrate::{Away, Known, Page, PageMark, Question};
+use crate::hydrate::{Away, Known, Page, PageMark, Profile, Question};
 use crate::journal::Journal;
 use crate::outside;
 
@@ -285,10 +285,14 @@ impl Lookup {
         let letters: Vec<_> = letters.iter().filter(|letter| letter.key == key).collect();
         // A flush leaves a tombstone of each row, and none of what was only set aside.
         let flushed = letters.iter().rfind(|letter| letter.record.is_none());
-        let tombstone =
-            || flushed.map(|letter| (Row { deleted: true, ..Row::default() }, letter.sequence));
+        let tombstone = || {
+            let sequence = flushed.map(|letter| if letter.own { letter.sequence } else { 0 });
+            sequence.map(|sequence| (Row { deleted: true, ..Row::default() }, sequence))
+        };
         let row = row.or_else(tombstone);
-        let mut records: Vec<(u64, &[u8])> = (letters.iter())
+        let (own, older): (Vec<_>, Vec<_>) = letters.into_iter().partition(|letter| letter.own);
+        let row = with_older(row, &older);
+        let mut records: Vec<(u64, &[u8])> = (own.iter())
             .filter_map(|letter| Some((letter.sequence, letter.record.as_deref()?)))
             .chain(pending.iter().map(|pending| (pending.sequence, &*pending.record)))
             .collect();
@@ -342,6 +346,26 @@ impl Lookup {
         let next = rows_from.map(|from| PageMark { rows_from: Some(from), ..PageMark::default() });
         Ok(Page { profiles: whole(found)?, next })
     }
+}
+
+/// Lays over a row what was set aside of earlier journals. As long as it waits, no journal has written
+/// to the row, but for flushes, before which it is void.
+fn with_older(row: Option<(Row, u64)>, older: &[&Letter]) -> Option<(Row, u64)> {
+    if older.is_empty() {
+        return row;
+    }
+    let (row, row_has) = row.unzip();
+    // The numbers of different journals do not compare; the order is right already.
+    let records = older.iter().filter_map(|letter| letter.record.as_deref());
+    let records = (1..).zip(records);
+    let row = match lay_over(row, 0, None, records) {
+        Known::Nothing => None,
+        Known::Gone => Some(Row { deleted: true, ..Row::default() }),
+        Known::Live(Profile { fields, expires_ms }) => {
+            Some(Row { fields, expires_ms, deleted: false })
+        }
+    };
+    row.map(|row| (row, row_has.unwrap_or(0)))
 }
 
 /// A page with a row that cannot be read is none: the walk must not pass over it.

@@ -26,12 +26,14 @@ const PG_LIVE_FROM: &str = "\
     select key, fields::text, expires_at, deleted_at is not null, source, sequence \
     from profiles where key >= $1 and deleted_at is null order by key limit $2";
 
-/// What was set aside before the last flush says no more than that the profile was there.
+/// Those of older journals come first. What was set aside before the last flush says no more than that
+/// the profile was there; the numbers of different journals do not compare, but their times do.
 const PG_LETTERS: &str = "\
-    select d.key, d.sequence, case when d.sequence > flush.at then d.record end \
-    from dead_letters d, (select coalesce(max(sequence), 0) as at \
-        from history where source = $1 and key = '*' and kind = '*') as flush \
-    where d.source = $1 and d.key = any($2) order by d.sequence";
+    select d.key, d.source = $1, d.sequence, case when not exists (select from history f \
+        where f.key = '*' and f.kind = '*' and case when f.source = d.source \
+        then f.sequence > d.sequence else f.at > d.at end) then d.record end \
+    from dead_letters d where d.key = any($2) \
+    order by d.source = $1, min(d.at) over (partition by d.key, d.source), d.source, d.sequence";
 
 /// The newest changes of one key in one journal; a flush is told apart by its kind.
 const PG_HISTORY: &str = "\
@@ -64,11 +66,11 @@ const SQLITE_LIVE_FROM: &str = "\
     from profiles where key >= ?1 and deleted_at is null order by key limit ?2";
 
 const SQLITE_LETTERS: &str = "\
-    select d.key, d.sequence, case when d.sequence > flush.at then d.record end \
-    from json_each(?2) as wanted join dead_letters d on d.key = wanted.value, \
-        (select coalesce(max(sequence), 0) as at \
-        from history where source = ?1 and key = '*' and kind = '*') as flush \
-    where d.source = ?1 order by d.sequence";
+    select d.key, d.source = ?1, d.sequence, case when not exists (select 1 from history f \
+        where f.key = '*' and f.kind = '*' and case when f.source = d.source \
+        then f.sequence > d.sequence else f.at > d.at end) then d.record end \
+    from json_each(?2) as wanted join dead_letters d on d.key = wanted.value \
+    order by d.source = ?1, min(d.at) over (partition by d.key, d.source), d.source, d.sequence";
 
 const CURSOR: &str = "select sequence from cursors where source = $1";
 
@@ -90,6 +92,8 @@ pub(super) struct StoredRow {
 #[derive(Debug)]
 pub(super) struct Letter {
     pub key: Vec<u8>,
+    /// From the journal that is asked about, and not from one before it.
+    pub own: bool,
     pub sequence: u64,
     /// Nothing where a flush came behind it.
     pub record: Option<Vec<u8>>,
@@ -247,7 +251,8 @@ impl Rows {
         Ok(sequence.map_or(0, i64::cast_unsigned))
     }
 
-    /// Reads what was set aside of these profiles, in order. Only while connected.
+    /// Reads what was set aside of these profiles, in order; `source` is the present journal. Only
+    /// while connected.
     pub(super) async fn letters(
         &mut self,
         source: &str,
@@ -260,7 +265,7 @@ impl Rows {
                 let query = sqlx::query(PG_LETTERS).bind(source).bind(texts(keys));
                 let rows = query.fetch_all(connection).await?;
                 let letter = |row: &sqlx::postgres::PgRow| {
-                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
+                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)
                 };
                 rows.iter().map(letter).collect()
             }
@@ -269,7 +274,7 @@ impl Rows {
                 let rows = sqlx::query(SQLITE_LETTERS).bind(source).bind(keys);
                 let rows = rows.fetch_all(connection).await?;
                 let letter = |row: &sqlx::sqlite::SqliteRow| {
-                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
+                    letter(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)
                 };
                 rows.iter().map(letter).collect()
             }
@@ -371,6 +376,11 @@ fn sqlite_row(row: &sqlx::sqlite::SqliteRow) -> Result<StoredRow, SinkError> {
     })
 }
 
-fn letter(key: String, sequence: i64, record: Option<Vec<u8>>) -> Result<Letter, SinkError> {
-    Ok(Letter { key: name_bytes(&key)?, sequence: sequence.cast_unsigned(), record })
+fn letter(
+    key: String,
+    own: bool,
+    sequence: i64,
+    record: Option<Vec<u8>>,
+) -> Result<Letter, SinkError> {
+    Ok(Letter { key: name_bytes(&key)?, own, sequence: sequence.cast_unsigned(), record })
 }

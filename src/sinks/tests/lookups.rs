@@ -138,6 +138,40 @@ async fn what_the_database_has_refused_was_acknowledged_and_counts() {
     }
 }
 
+/// The journal was lost, or moved away. What it has delivered is all there is, refused or not.
+#[tokio::test]
+async fn what_was_refused_of_an_earlier_journal_counts_as_well() {
+    for target in Target::both().await {
+        Log::new().deliver(&target, 1).await;
+        super::refusals::refuse_poison(&target).await;
+        for name in ["b", "c"] {
+            let mut log = Log::new();
+            log.append(&[
+                Write::set("user:1", 1000, name, "0").record(),
+                Write::set("user:1", 1001, "a", "poison").record(),
+                Write::set("user:1", 1002, "d", name).record(),
+            ]);
+            log.delivery(&target, batches_of(10)).drain().await.unwrap();
+        }
+        let mut log = Log::new();
+        let appended = log.append(&[Write::set("user:2", 1003, "a", "1").record()]);
+        let mut delivery = log.delivery(&target, batches_of(10));
+        delivery.drain().await.unwrap();
+        let questions = answering(&log, &target, &delivery);
+        let one = live(&[("a", "poison"), ("b", "0"), ("c", "0"), ("d", "c")], None);
+        assert_eq!(ask(&questions, appended.0, "user:1").await, Ok(one.clone()));
+        assert_eq!(all(&questions, appended.0).await.get("user:1"), Some(&one));
+        let appended = log.append(&[Write::set("user:1", 1004, "d", "later").record()]);
+        let one = live(&[("a", "poison"), ("b", "0"), ("c", "0"), ("d", "later")], None);
+        assert_eq!(ask(&questions, appended.0, "user:1").await, Ok(one.clone()), "pending");
+        delivery.drain().await.unwrap();
+        assert_eq!(ask(&questions, appended.0, "user:1").await, Ok(one), "set aside");
+        let appended = log.append(&[Write::flush(4_000_000_000_000).record()]);
+        delivery.drain().await.unwrap();
+        assert_eq!(ask(&questions, appended.0, "user:1").await, Ok(Known::Gone));
+    }
+}
+
 #[tokio::test]
 async fn a_list_of_many_pages_leaves_nobody_out() {
     for target in Target::both().await {
