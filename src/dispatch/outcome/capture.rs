@@ -41,7 +41,7 @@ impl Outcome {
     }
 
     pub(in crate::dispatch) fn capture(&mut self, write: &WriteSlot, notes: &[u8], bytes: &[u8]) {
-        let now_ms = write.executed_ms.unwrap_or_else(now_ms);
+        let now_ms = write.executed_ms.unwrap_or_else(|| self.seen_ms());
         self.forget(write, notes, ReplyKind::of(answer_of(write, bytes)) != ReplyKind::Error);
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
