@@ -36,6 +36,11 @@ const SOURCES: &str =
     "select source from dead_letters where key = $1 group by source order by min(at), source";
 const LAST_FLUSH: &str =
     "select max(sequence) from history where source = $1 and key = '*' and kind = '*'";
+/// The numbers of different journals do not compare, but their times do.
+const LATER_FLUSH: &str = "select f.source, f.sequence from history f \
+    where f.key = '*' and f.kind = '*' and f.source <> $1 and f.at > \
+        (select max(d.at) from dead_letters d where d.source = $1 and d.key = $2) \
+    order by f.at desc limit 1";
 /// The time of a tombstone is that of the row, which is as good as that of the flush.
 const FLUSH_KEY: &str = "update profiles set fields = '{}', expires_at = null, \
     deleted_at = updated_at, source = $1, sequence = $3 where key = $2 and deleted_at is null";
@@ -246,14 +251,30 @@ impl<'a> Session<'a> {
         let mut applied = 0;
         for source in sources {
             let flushed = self.last_flush(&source).await?;
+            let flushed_later = self.later_flush(&source, key).await?;
             while let Some(to) = self.next_part(&source, key, flushed).await? {
                 applied += self.apply_part(&source, key, to).await?;
                 if to < flushed {
                     self.flush_key(&source, key, flushed).await?;
                 }
             }
+            if let Some((source, flushed)) = flushed_later {
+                self.flush_key(&source, key, flushed).await?;
+            }
         }
         Ok(applied)
+    }
+
+    /// The last flush of another journal behind what this one has left of a key.
+    async fn later_flush(
+        &mut self,
+        source: &str,
+        key: &str,
+    ) -> Result<Option<(String, i64)>, SinkError> {
+        Ok(on_either!(self, transaction => {
+            let query = sqlx::query_as(LATER_FLUSH).bind(source).bind(key);
+            query.fetch_optional(&mut **transaction).await?
+        }))
     }
 
     /// The place at which every profile was removed last; 0 if that never happened.

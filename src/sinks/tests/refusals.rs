@@ -106,6 +106,27 @@ async fn a_flush_removes_profiles_that_are_set_aside_and_ends_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_journal_has_left_does_not_outlive_a_flush_of_a_later_one() {
+    for target in Target::both().await {
+        let mut log = Log::new();
+        log.deliver(&target, 1).await;
+        refuse_poison(&target).await;
+        log.append(&[Write::set("user:1", 1, "a", "poison").record()]);
+        log.deliver(&target, 10).await;
+        let mut log = Log::new();
+        // A letter has the time at which it was set aside.
+        log.append(&[Write::flush(4_000_000_000_000).record()]);
+        log.deliver(&target, 10).await;
+        accept_poison(&target).await;
+        let mut letters = DeadLetters::of(&target.database(&[]));
+        assert!(matches!(letters.retry(b"user:1").await.unwrap(), Retried::Applied(1)));
+        let live = "profiles where deleted_at is null";
+        assert_eq!(target.count(live).await, 0, "{}", target.url);
+        assert_eq!(target.count("profiles").await, 1, "{}", target.url);
+    }
+}
+
+#[tokio::test]
 async fn a_record_of_a_newer_version_is_set_aside_as_it_is() {
     for target in Target::both().await {
         let mut log = Log::new();
