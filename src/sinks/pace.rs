@@ -75,7 +75,9 @@ impl Pace {
         status: &Status,
         age_max: Duration,
     ) -> Result<(), DeliveryError> {
-        while !age_max.is_zero() && self.is_crowded() {
+        // The clock of the machine may be set back, and ages with it.
+        let begun = Instant::now();
+        while begun.elapsed() < age_max && self.is_crowded() {
             show_oldest(journal, status).await?;
             let is_young = status.oldest_undelivered_at_ms().is_some_and(|at_ms| {
                 Duration::from_millis(now_ms().saturating_sub(at_ms)) < age_max

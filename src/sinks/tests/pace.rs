@@ -48,9 +48,9 @@ async fn a_change_waits_while_clients_lack_processors_but_never_for_long_nor_for
     let delivery = log.delivery(&target, config).with_pace(Some(pace));
     let (status, cancel) = (delivery.status(), CancellationToken::new());
     let running = tokio::spawn(delivery.run(cancel.clone()));
-    let mut took = async |hurried: bool| {
+    let mut took = async |hurried: bool, ahead_ms: u64| {
         let begun = Instant::now();
-        log.append(&[Write::set("user:1", now_ms(), "n", "1").record()]);
+        log.append(&[Write::set("user:1", now_ms() + ahead_ms, "n", "1").record()]);
         if hurried {
             log.writer.sync_soon();
         }
@@ -61,11 +61,14 @@ async fn a_change_waits_while_clients_lack_processors_but_never_for_long_nor_for
         begun.elapsed()
     };
     // The first one waits for the tables as well.
-    took(false).await;
-    let patient = took(false).await;
+    took(false, 0).await;
+    let patient = took(false, 0).await;
     assert!(patient >= GIVE_WAY_MAX, "delivered after {patient:?}");
-    let hurried = took(true).await;
+    let hurried = took(true, 0).await;
     assert!(hurried < GIVE_WAY_MAX, "delivered after {hurried:?} although somebody waits");
+    // The clock was set back by an hour behind this one.
+    let early = took(false, 3_600_000).await;
+    assert!(early < GIVE_WAY_MAX * 4, "delivered after {early:?}");
     cancel.cancel();
     running.await.unwrap().unwrap();
 }
