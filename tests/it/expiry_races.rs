@@ -191,3 +191,26 @@ fn a_profile_whose_expiry_is_taken_away_right_behind_a_write_gets_it_again() {
         assert_eq!(request[0], b"EVAL", "nothing asks for an expiry again behind {taker}");
     }
 }
+
+/// The deletion is laid out while the first write is on its way, and under way when its reply comes. The
+/// next write is laid out before it is known that the profile is gone.
+#[test]
+fn a_profile_that_is_deleted_between_two_writes_of_others_gets_its_expiry_again() {
+    for (taker, reply) in
+        [("DEL user:1", ":1\r\n"), ("PERSIST user:1", ":1\r\n"), ("FLUSHALL", "+OK\r\n")]
+    {
+        let upstream = FakeUpstream::start();
+        let (proxy, mut link) = start_with_ttl(&upstream);
+        let mut clients = [(); 3].map(|()| proxy.client());
+        clients[0].send(encode(&["HSET", "user:1", "a", "1"]));
+        let at = expect_retained(&mut link, "HSET user:1 a 1");
+        expect(&mut clients[1], &mut link, taker, &[]);
+        link.reply(format!(":1\r\n:{at}\r\n"));
+        clients[0].reply();
+        clients[2].send(encode(&["HINCRBY", "user:1", "b", "1"]));
+        let at = expect_retained(&mut link, "HINCRBY user:1 b 1");
+        link.reply(format!("{reply}:1\r\n:{at}\r\n"));
+        clients[1].reply();
+        clients[2].reply();
+    }
+}

@@ -160,7 +160,7 @@ impl Outcome {
             mark_alive(&mut self.change);
         }
         if let Some(at) = slot.due_ms {
-            self.due(at, happened);
+            self.due(at, happened, slot.ticket);
         }
         let retained = slot.retained && self.retain(slot, bytes, happened);
         let taken = matches!(slot.capture, Capture::Expiry | Capture::Persisted);
@@ -245,7 +245,7 @@ impl Outcome {
             self.forget_retained();
             return false;
         };
-        self.retained(at);
+        self.retained(at, slot.ticket);
         // The write failed, but the policy behind it has moved the expiry.
         if !happened {
             drop_fields(&mut self.change);
@@ -257,18 +257,18 @@ impl Outcome {
 
     /// Sets the expiry of a profile that is the database's own business. A write that failed moves
     /// nothing, so the next one asks again.
-    fn due(&mut self, at: u64, happened: bool) {
+    fn due(&mut self, at: u64, happened: bool, ticket: u64) {
         if happened {
             mark_expiry(&mut self.change, Expiry::At(at));
-            self.retained(at);
+            self.retained(at, ticket);
         }
     }
 
     /// Remembers the expiry that the policy has set on the profile at hand.
-    fn retained(&self, at: u64) {
+    fn retained(&self, at: u64, ticket: u64) {
         let Some(key) = Entry::decode_key(&self.change) else { return };
         if let Some(ttl) = self.schema.kind_of(key).and_then(Kind::ttl) {
-            self.retention.borrow_mut().applied(key, ttl, at);
+            self.retention.borrow_mut().applied(key, ttl, at, ticket);
         }
     }
 

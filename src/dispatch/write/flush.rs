@@ -81,7 +81,7 @@ impl Proxy {
         ticket: u64,
         notes: &mut Vec<u8>,
     ) -> WriteSlot {
-        self.retention.borrow_mut().forget_all();
+        self.retention.borrow_mut().all_taken_by(ticket);
         if let Some(hydration) = &self.hydration {
             hydration.flush_departs();
         }

@@ -156,7 +156,8 @@ impl Proxy {
             | ProfileWrite::IncrementFloat => retention.due(request.argument(1), ttl, now_ms()),
             // The expiry goes with the profile, or a client takes it into its own hands.
             _ => {
-                spec.keys(request).for_each(|key| retention.forget(key));
+                let ticket = self.ledger.borrow().next_ticket();
+                spec.keys(request).for_each(|key| retention.taken_by(key, ticket));
                 None
             }
         }

@@ -22,6 +22,8 @@ const TICK_MASK: u64 = 0xffff;
 /// into half a megabyte, and up to eight megabytes when that is too little.
 const REMEMBERED_MIN: usize = 1 << 16;
 const REMEMBERED_MAX: usize = 1 << 20;
+/// Places for what was laid out last that may take an expiry away; profiles share them.
+const TAKERS: usize = 1 << 12;
 /// Places that one profile may have: eight of eight bytes are one line of the processor's cache.
 const WAYS: usize = 8;
 
@@ -58,6 +60,11 @@ impl Due {
 pub(in crate::dispatch) struct Retention {
     hasher: HashState,
     applied: Vec<[u64; WAYS]>,
+    /// By the hash of the key: writes with lower tickets say nothing of the expiry any more, because what
+    /// was laid out behind them may take it away.
+    takers: Vec<u64>,
+    /// The same for all profiles, because of a flush.
+    flushed: u64,
     /// Profiles of the present tick that had to make room since the table last grew.
     displaced: usize,
     /// The expiries that are there, whoever has set them.
@@ -67,7 +74,8 @@ pub(in crate::dispatch) struct Retention {
 impl Retention {
     pub(in crate::dispatch) fn new() -> Self {
         let hasher = HashState::default();
-        Self { hasher, applied: Vec::new(), displaced: 0, known: Expiries::new() }
+        let (applied, takers) = (Vec::new(), Vec::new());
+        Self { hasher, applied, takers, flushed: 0, displaced: 0, known: Expiries::new() }
     }
 
     /// Returns the expiry to ask for behind a write, or nothing if it is known that a write of the same
@@ -89,14 +97,40 @@ impl Retention {
         Some(Due { at, unit, tick })
     }
 
-    /// Remembers that a profile has the expiry which a write has asked for. To be told in the order in
-    /// which Redis has run the writes, with [`Self::forget`].
-    pub(in crate::dispatch) fn applied(&mut self, key: &[u8], ttl: Duration, at: u64) {
+    /// Remembers that a profile has the expiry which the write with this ticket has asked for, unless
+    /// what was laid out behind that may take it away. To be told in the order in which Redis has run the
+    /// writes, with [`Self::forget`].
+    pub(in crate::dispatch) fn applied(&mut self, key: &[u8], ttl: Duration, at: u64, ticket: u64) {
+        let taken = self.takers.get(self.taker(key)).copied().unwrap_or_default();
+        if ticket < taken.max(self.flushed) {
+            return;
+        }
         let ttl_ms = ttl.as_millis() as u64;
         // Rounding may have put it into the tick before, which costs a question at the next write.
         let asked_ms = at.saturating_sub(ttl_ms);
         let mark = self.hash(key) | (asked_ms / tick_ms(ttl_ms)) & TICK_MASK;
         self.remember(mark);
+    }
+
+    /// Forgets a profile whose expiry the write that is being laid out may take away. It may be on its way
+    /// for a while, so what earlier writes turn out to have done is not to be remembered.
+    pub(super) fn taken_by(&mut self, key: &[u8], ticket: u64) {
+        self.forget(key);
+        if self.takers.is_empty() {
+            self.takers = vec![0; TAKERS];
+        }
+        let place = self.taker(key);
+        self.takers[place] = ticket;
+    }
+
+    /// The same for every profile.
+    pub(super) fn all_taken_by(&mut self, ticket: u64) {
+        self.forget_all();
+        self.flushed = ticket;
+    }
+
+    fn taker(&self, key: &[u8]) -> usize {
+        (self.hash(key) >> 16) as usize % TAKERS
     }
 
     /// Forgets a profile whose expiry may have gone: it was deleted, or a client has changed it.
@@ -179,7 +213,7 @@ mod tests {
         let late = start + YEAR.as_millis() as u64 - at;
         assert!(late < 10_000, "{late} milliseconds early");
         assert!(retention.due(b"user:1", YEAR, start + 1).is_some(), "nothing is known yet");
-        retention.applied(b"user:1", YEAR, at);
+        retention.applied(b"user:1", YEAR, at, 1);
         assert_eq!(retention.due(b"user:1", YEAR, start + 1000), None);
         assert!(retention.due(b"user:2", YEAR, start).is_some());
         assert!(retention.due(b"user:1", YEAR, start + HOUR_MS).unwrap().at > at);
@@ -204,7 +238,7 @@ mod tests {
                     let key = format!("user:{profile}");
                     let now_ms = YEAR.as_millis() as u64 + HOUR_MS;
                     if let Some(due) = retention.due(key.as_bytes(), YEAR, now_ms) {
-                        retention.applied(key.as_bytes(), YEAR, due.at);
+                        retention.applied(key.as_bytes(), YEAR, due.at, 1);
                         asked += 1;
                     }
                 }
@@ -218,9 +252,24 @@ mod tests {
     fn a_profile_that_was_deleted_is_asked_about_again() {
         let mut retention = Retention::new();
         let due = retention.due(b"user:1", YEAR, HOUR_MS).unwrap();
-        retention.applied(b"user:1", YEAR, due.at);
+        retention.applied(b"user:1", YEAR, due.at, 1);
         assert_eq!(retention.due(b"user:1", YEAR, HOUR_MS), None);
         retention.forget(b"user:1");
         assert!(retention.due(b"user:1", YEAR, HOUR_MS).is_some());
+    }
+
+    #[test]
+    fn a_write_says_nothing_of_the_expiry_when_a_deletion_was_laid_out_behind_it() {
+        let mut retention = Retention::new();
+        let due = retention.due(b"user:1", YEAR, HOUR_MS).unwrap();
+        let mut is_known_after = |laid_out: &dyn Fn(&mut Retention), ticket| {
+            laid_out(&mut retention);
+            retention.applied(b"user:1", YEAR, due.at, ticket);
+            retention.due(b"user:1", YEAR, HOUR_MS).is_none()
+        };
+        assert!(!is_known_after(&|retention| retention.taken_by(b"user:1", 5), 4));
+        assert!(is_known_after(&|_| {}, 6));
+        assert!(!is_known_after(&|retention| retention.all_taken_by(7), 6));
+        assert!(is_known_after(&|_| {}, 8));
     }
 }
