@@ -2,7 +2,7 @@
 //! one.
 //!
 //! ```text
-//! profile-proxy epoch 5
+//! profile-proxy epoch 6
 //! run_id 7d4c...          INFO server
 //! replication_id 91aa...  INFO replication
 //! role master
@@ -12,7 +12,8 @@
 //! cached session:{id}     those of them that Redis may lack, '-' for none
 //! cached_before -         those that it was free to lack before and that were not checked since
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
-//! flushes 2               how often Redis had been flushed when the link was made, '-' if not told
+//! flushes 2 5123 false    how often Redis had been flushed when the link was made, of how many commands,
+//!                         and whether it had begun to count anew; '-' if not told
 //! settled true            every profile was checked in this epoch
 //! replaced false          the database lacks what the journal has let go of, while it is not
 //! ```
@@ -33,7 +34,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const HEAD: &str = "profile-proxy epoch 5";
+use super::Flushes;
+
+const HEAD: &str = "profile-proxy epoch 6";
 const BETWEEN: char = '\t';
 
 /// What tells one life of Redis from another.
@@ -105,9 +108,8 @@ pub struct EpochRecord {
     /// The patterns of kinds that had `cache_ttl` before: until their profiles were checked, an expiry
     /// in Redis may be how long it was to keep its copy.
     pub cached_before: String,
-    /// Flushes that Redis had run when the link was made (INFO commandstats), by whomever; none
-    /// where Redis does not tell.
-    pub flushes: Option<u64>,
+    /// Flushes that Redis had counted when the link was made, by whomever; none where it does not tell.
+    pub flushes: Option<Flushes>,
 }
 
 impl EpochRecord {
@@ -170,7 +172,7 @@ impl EpochRecord {
         let first_ticket = take("first_ticket")?.parse().ok()?;
         let flushes = match take("flushes")?.as_str() {
             "-" => None,
-            number => Some(number.parse().ok()?),
+            told => Some(Flushes::parse(told)?),
         };
         let settled = take("settled")?.parse().ok()?;
         let replaced = take("replaced")?.parse().ok()?;
@@ -181,7 +183,7 @@ impl EpochRecord {
 
     fn text(&self) -> String {
         let Self { epoch, first_ticket, settled, replaced, cached_before, flushes } = self;
-        let flushes = flushes.map_or("-".to_owned(), |flushes| flushes.to_string());
+        let flushes = flushes.map_or("-".to_owned(), |flushes| flushes.text());
         let Epoch { run_id, replication_id, role, eviction, database, kinds, cached } = epoch;
         let [kinds, cached, cached_before] =
             [kinds, cached, cached_before].map(|kinds| if kinds.is_empty() { "-" } else { kinds });
@@ -262,7 +264,7 @@ mod tests {
             settled: true,
             replaced: false,
             cached_before: "visit:{id}".into(),
-            flushes: Some(12),
+            flushes: Some(Flushes { count: 12, commands: 700, reset: true }),
         }
     }
 

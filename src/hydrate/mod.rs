@@ -14,6 +14,7 @@
 mod config;
 mod drift;
 mod epoch;
+mod flushes;
 mod history;
 mod lookup;
 mod residency;
@@ -22,6 +23,7 @@ mod verdict;
 pub use config::Config;
 pub use drift::{Drift, DriftClass, Repair, compare, remedy};
 pub use epoch::{Epoch, EpochFile, EpochRecord, patterns};
+pub use flushes::Flushes;
 pub use history::{HistoryEntry, HistoryError, HistoryQuestion};
 pub use lookup::{Away, Page, PageMark, Question};
 pub use residency::{CheckedKeysFull, Residency};

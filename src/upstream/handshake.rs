@@ -48,13 +48,9 @@ pub struct Server {
     pub database: u32,
     /// How many keys the profiles' database holds.
     pub keys: Option<u64>,
-    /// How often Redis was flushed, in part or as a whole, or had databases exchanged, since it was
-    /// started or its statistics were reset.
-    pub flushes: Option<u64>,
+    /// What it says to `INFO commandstats`.
+    pub command_stats: String,
 }
-
-/// Commands that remove or replace many keys at once.
-const FLUSHES: [&str; 3] = ["flushall", "flushdb", "swapdb"];
 
 impl Server {
     /// Reads the answers to `INFO server` and further sections, one behind the other.
@@ -72,13 +68,7 @@ impl Server {
                 .map(|policy| if bounded { policy } else { "noeviction".to_owned() }),
             database: 0,
             keys,
-            flushes: info.contains("# Commandstats").then(|| {
-                let calls = |name| {
-                    let stats = find(&format!("cmdstat_{name}"))?;
-                    stats.strip_prefix("calls=")?.split(',').next()?.parse::<u64>().ok()
-                };
-                FLUSHES.into_iter().filter_map(calls).sum()
-            }),
+            command_stats: String::new(),
         }
     }
 }
@@ -158,12 +148,9 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
         let text = format!("Redis 7.0 or later is needed (for PEXPIRETIME); this is {version}");
         return Err(UpstreamError::Refused(text));
     }
-    for section in ["replication", "memory", "commandstats"] {
+    for section in ["replication", "memory"] {
         info.push_str(&text(&talk.ask(&["INFO", section]).await?));
     }
-    let keys = integer(&talk.ask(&["DBSIZE"]).await?);
-    let keys = keys.and_then(|keys| u64::try_from(keys).ok());
-    let server = Server { database: address.database, ..Server::parse(&info, keys) };
     talk.must(&["PING"]).await?;
     // Without the right to them transactions would fall into pieces, also those that bring a profile
     // back. The refusal names the command.
@@ -175,6 +162,12 @@ async fn introduce(address: &RedisAddress, name: &str) -> Result<Greeting, Upstr
     if ReplyKind::of(&named) != ReplyKind::Error && Guard::Fence.is_up() {
         talk.fence(name).await?;
     }
+    // Behind the fence, since an older connection of ours may change either.
+    let command_stats = text(&talk.ask(&["INFO", "commandstats"]).await?);
+    let keys = integer(&talk.ask(&["DBSIZE"]).await?);
+    let keys = keys.and_then(|keys| u64::try_from(keys).ok());
+    let told = Server::parse(&info, keys);
+    let server = Server { database: address.database, command_stats, ..told };
     Ok(Greeting { stream: talk.stream, version, server, resp3 })
 }
 
@@ -291,15 +284,5 @@ mod tests {
         assert_eq!(server.eviction.as_deref(), Some("noeviction"));
         assert_eq!(Server::parse(&info(1), None).eviction.as_deref(), Some("allkeys-lru"));
         assert_eq!(Server::parse("-NOPERM\r\n", None), Server::default());
-    }
-
-    #[test]
-    fn flushes_of_every_kind_are_counted() {
-        let flushes = |info: &str| Server::parse(info, None).flushes;
-        assert_eq!(flushes("# Server\r\n"), None);
-        assert_eq!(flushes("# Commandstats\r\ncmdstat_get:calls=7,usec=9\r\n"), Some(0));
-        let info = "# Commandstats\r\ncmdstat_flushall:calls=2,usec=90,usec_per_call=45.00\r\n\
-                    cmdstat_swapdb:calls=1,usec=2\r\ncmdstat_flushdb:calls=30,usec=2\r\n";
-        assert_eq!(flushes(info), Some(33));
     }
 }

@@ -1,13 +1,26 @@
 //! Somebody flushes Redis past the proxy, at a time when the proxy cannot be told: it is down, or its
-//! links are. Redis goes on under the same name, but all profiles are gone.
+//! links are; or when what it is told is easily misread. Redis goes on under the same name, but all
+//! profiles are gone.
+
+use std::time::Duration;
 
 use crate::hydrate::wait_for_link;
 use crate::support::client::{Reply, command};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::setup::{OPEN_KIND, Setup};
+use crate::support::wait_until;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+fn options() -> ProxyOptions {
+    Proxy::options().config(OPEN_KIND).allows_log("lost the upstream")
+}
 
 fn start() -> Setup {
-    let options = Proxy::options().config(OPEN_KIND).allows_log("lost the upstream");
+    start_with(options())
+}
+
+fn start_with(options: ProxyOptions) -> Setup {
     let setup = Setup::servers_with(options);
     setup.proxy.wait_until_checked();
     let mut client = setup.proxy.client();
@@ -84,4 +97,78 @@ fn a_flush_through_the_proxy_begins_no_epoch_at_the_next_link() {
     with_the_links_cut(&setup, &["FLUSHALL"]);
     assert_eq!(command(&mut client, "HGET user:1 name"), Reply::text("again"));
     setup.wait_for_equality();
+}
+
+#[test]
+fn a_flush_is_not_hidden_by_whoever_resets_a_count_that_is_zero() {
+    let mut setup = start();
+    setup.proxy.kill_9();
+    let mut direct = setup.store_client();
+    command(&mut direct, "FLUSHALL");
+    command(&mut direct, "CONFIG RESETSTAT");
+    setup.proxy.launch();
+    setup.proxy.await_ready();
+    assert_nothing_is_missed(&setup);
+}
+
+#[test]
+fn a_flush_of_ours_that_redis_has_refused_stands_for_no_other() {
+    let setup = start();
+    let mut direct = setup.store_client();
+    command(&mut direct, "ACL SETUSER default -flushall");
+    let mut client = setup.proxy.client();
+    client.assert_reply_starts("FLUSHALL", "-NOPERM");
+    with_the_links_cut(&setup, &["FLUSHDB"]);
+    assert_nothing_is_missed(&setup);
+}
+
+fn wait_for_checks(setup: &Setup, loads: f64) {
+    wait_until("profiles to be checked", BOUND, || {
+        (setup.metric("loads_total") > loads).then_some(())
+    });
+}
+
+/// The number of keys that was counted a heartbeat ago says nothing of what was written since then.
+#[test]
+fn a_flush_right_behind_the_first_profiles_is_noticed() {
+    let options = options().expects_log("flushed past the proxy");
+    let setup = Setup::servers_with(options);
+    setup.proxy.wait_until_checked();
+    wait_until("memory to be used", BOUND, || (setup.metric("cache_on") > 0.5).then_some(()));
+    let (mut client, mut direct) = (setup.proxy.client(), setup.store_client());
+    // Three times, since one of them may have a heartbeat in its middle.
+    for round in 0..3 {
+        let loads = setup.metric("loads_total");
+        for number in 0..20 {
+            let words = ["HSET", &format!("user:{round}{number}"), "login_count", "41"];
+            assert_eq!(client.command(&words), Reply::Integer(1));
+        }
+        command(&mut direct, "FLUSHALL");
+        wait_for_checks(&setup, loads);
+        setup.proxy.wait_until_checked();
+        let increment = format!("HINCRBY user:{round}7 login_count 1");
+        assert_eq!(command(&mut client, &increment), Reply::Integer(42));
+    }
+    setup.wait_for_equality();
+}
+
+/// The connection on which Redis tells of flushes ends by itself, and there is a flush before the next.
+#[test]
+fn a_flush_while_only_the_connection_for_news_is_lost_is_noticed() {
+    let options = options().expects_log("flushed past the proxy");
+    let setup = start_with(options);
+    wait_until("memory to be used", BOUND, || (setup.metric("cache_on") > 0.5).then_some(()));
+    let mut direct = setup.store_client();
+    let list = command(&mut direct, "CLIENT LIST");
+    let list = String::from_utf8_lossy(list.bytes()).into_owned();
+    let news = list.lines().find(|line| line.contains(" name=profile-proxy-news:"));
+    let id =
+        news.and_then(|line| line.split_whitespace().find_map(|part| part.strip_prefix("id=")));
+    let loads = setup.metric("loads_total");
+    command(&mut direct, "MULTI");
+    command(&mut direct, &format!("CLIENT KILL ID {}", id.expect("a connection for news")));
+    command(&mut direct, "FLUSHALL");
+    command(&mut direct, "EXEC");
+    wait_for_checks(&setup, loads);
+    assert_nothing_is_missed(&setup);
 }

@@ -207,7 +207,9 @@ fn a_stale_dump_is_put_right_by_the_warm_up() {
 
 #[test]
 fn a_flush_past_the_proxy_is_put_right_when_redis_is_restarted() {
-    let mut setup = start(SLOW);
+    let options = options(SLOW).allows_log("flushed past the proxy");
+    let mut setup = Setup::servers_with(options);
+    setup.proxy.wait_until_checked();
     let mut client = setup.proxy.client();
     command(&mut client, "HSET user:1 n 1");
     command(&mut setup.store_client(), "FLUSHALL");

@@ -1,14 +1,26 @@
 //! Which epoch a link leads to: what Redis says of itself, and what the configuration takes for
 //! profiles there; and who is right in it. What follows from it is decided elsewhere.
 
+use std::{cell::Cell, rc::Rc};
+
 use tracing::{info, warn};
 
 use super::Hydration;
 use crate::{
-    hydrate::{Epoch, EpochRecord, Truth, patterns},
+    guards::Guard,
+    hydrate::{Epoch, EpochRecord, Flushes, Truth, patterns},
     schema::{Kind, Schema},
     upstream::Server,
 };
+
+/// Flushes of our clients since the link was made. Of those whose outcome is unknown the ledger knows.
+#[derive(Default)]
+pub(super) struct OurFlushes {
+    /// On their way.
+    open: Cell<u64>,
+    /// Redis has answered that they have happened.
+    done: Cell<u64>,
+}
 
 /// Puts together what tells this life of Redis from others.
 pub(super) fn epoch_of(server: &Server, schema: &Schema) -> Epoch {
@@ -38,30 +50,70 @@ pub(super) fn tell(before: Option<&EpochRecord>, now: &Epoch, keeps: bool) {
 impl Hydration {
     /// Takes note that a client's flush is about to be sent.
     pub(in crate::dispatch) fn flush_departs(&self) {
-        self.flushes.set(self.flushes.get() + 1);
+        self.flushes.open.set(self.flushes.open.get() + 1);
     }
 
-    /// Tells whether Redis was flushed more often since its last link than our clients have asked for,
-    /// and begins to count anew. Nobody remembers what they had asked for before a restart; such a
-    /// flush counts as one past the proxy, which costs a check of every profile.
+    /// Takes note that a client's flush is answered, or never will be. One that Redis has refused, or
+    /// that has never left, must not stand for another's.
+    pub(in crate::dispatch) fn flush_ended(&self, happened: bool) {
+        let OurFlushes { open, done } = &self.flushes;
+        open.set(open.get().saturating_sub(1));
+        done.set(done.get() + u64::from(happened));
+    }
+
+    /// Tells whether others must have flushed Redis, which counted `before` when the link was made and
+    /// counts `now`, when our clients had flushed it `ours` times at least.
+    fn is_flushed_past(&self, before: Option<Flushes>, now: Option<Flushes>, ours: u64) -> bool {
+        let OurFlushes { open, done } = &self.flushes;
+        let most = done.get() + open.get() + self.ledger.borrow().flushes_in_doubt() as u64;
+        match (before, now) {
+            // Who resets the statistics could have flushed as well.
+            (Some(before), Some(now)) => {
+                now.since(&before).is_none_or(|more| more < ours || more > most)
+            }
+            (before, now) => before != now,
+        }
+    }
+
+    /// Tells whether Redis was flushed past the proxy since its last link, and begins to count anew.
+    /// Nobody remembers what our clients have done before a restart; such a flush counts as one past
+    /// the proxy, which costs a check of every profile.
     pub(super) fn was_flushed_past(
         &self,
         record: Option<&mut EpochRecord>,
-        server: &Server,
+        now: Option<Flushes>,
     ) -> bool {
-        let ours = self.flushes.take();
+        let before = record.as_ref().and_then(|record| record.flushes);
+        let past = self.is_flushed_past(before, now, self.flushes.done.get());
+        self.flushes.done.set(0);
         let Some(record) = record else { return false };
-        let before = std::mem::replace(&mut record.flushes, server.flushes);
-        let past = match (before, server.flushes) {
-            // Who resets the statistics could have flushed as well.
-            (Some(before), Some(now)) => now < before || now - before > ours,
-            (before, now) => before != now,
-        };
+        record.flushes = now;
         // The record says that all is settled; with a flush past the proxy another one replaces it.
-        if !past && before != server.flushes {
+        if !past && before != now {
             self.remember(record);
         }
         past
+    }
+
+    /// Returns how often our clients have flushed Redis since the link was made.
+    pub(in crate::dispatch) fn flushes_done(&self) -> u64 {
+        self.flushes.done.get()
+    }
+
+    /// Compares Redis's count of flushes with our clients', who had flushed it `ours` times when it was
+    /// asked for: nobody could tell of another's between the start of the link and now.
+    pub(in crate::dispatch) fn look_for_flushes(self: &Rc<Self>, now: Option<Flushes>, ours: u64) {
+        if !Guard::Epochs.is_up() {
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        let Some(record) = &mut state.record else { return };
+        if self.is_flushed_past(record.flushes, now, ours) {
+            record.flushes = now;
+            self.flushes.done.set(0);
+            drop(state);
+            self.flushed_past();
+        }
     }
 
     /// Returns who is right where both sides have a profile and differ. What Redis holds of one that

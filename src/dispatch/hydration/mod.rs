@@ -34,7 +34,7 @@ use self::{
 use super::{CommandError, Gate, JournalTrouble, Ledger, Memory, Slot, private::block::OpenBlocks};
 use crate::{
     guards::Guard,
-    hydrate::{self, EpochFile, EpochRecord, Known, Question, Residency},
+    hydrate::{self, EpochFile, EpochRecord, Flushes, Known, Question, Residency},
     journal::{Journal, Sequence},
     metrics::Metrics,
     resp::Protocol,
@@ -68,8 +68,7 @@ pub struct Hydration {
     /// A kind of profiles has `cache_ttl`, so Redis may lack them at any time.
     pub(super) caches: bool,
     file: EpochFile,
-    /// Flushes of our clients that were sent since the link was made.
-    flushes: Cell<u64>,
+    flushes: epoch::OurFlushes,
     trusted: Cell<bool>,
     /// Wakes the warm-up: there is an epoch to be settled.
     unsettled: Notify,
@@ -145,7 +144,7 @@ impl Hydration {
             held: Rc::default(),
             caches,
             file: parts.file,
-            flushes: Cell::new(0),
+            flushes: epoch::OurFlushes::default(),
             trusted: Cell::new(false),
             unsettled: Notify::new(),
             fenced: Notify::new(),
@@ -300,7 +299,8 @@ impl Hydration {
             self.trust();
             return 0;
         }
-        let flushed = self.was_flushed_past(state.record.as_mut(), server);
+        let flushes = Flushes::read(&server.command_stats);
+        let flushed = self.was_flushed_past(state.record.as_mut(), flushes);
         let same = |record: &EpochRecord| record.epoch.is(&epoch) && !flushed;
         if let Some(record) = state.record.clone().filter(same) {
             if record.settled {
@@ -320,7 +320,7 @@ impl Hydration {
         }
         let first_ticket = self.ledger.borrow().next_ticket();
         let record = EpochRecord::after(state.record.as_ref(), epoch, first_ticket);
-        let record = EpochRecord { flushes: server.flushes, ..record };
+        let record = EpochRecord { flushes, ..record };
         let kinds = self.schema.kinds();
         let keeps = kinds.iter().any(|kind| kind.cache_ttl().is_none());
         tell(state.record.as_ref(), &record.epoch, keeps);

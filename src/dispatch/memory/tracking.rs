@@ -24,6 +24,7 @@ use tracing::info;
 use crate::dispatch::{CommandError, Hydration, Memory};
 use crate::{
     backoff::Backoff,
+    hydrate::Flushes,
     resp::{Elements, ReplyKind, integer, push_command, value},
     upstream::{Pool, PrivateLink, UpstreamError},
 };
@@ -98,13 +99,14 @@ pub async fn track(
 /// Has Redis tell of changes and hears it; returns when that ends.
 async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run_id: &str) -> End {
     let links = memory.links.get();
-    match begin(hydration, pool, run_id).await {
+    match begin(memory, hydration, pool, run_id).await {
         // What the lane was told before it was linked anew is void.
         Ok(_) if memory.links.get() != links => End::Relinked,
         Ok(link) => {
             memory.cache.borrow_mut().turn_on();
             info!("reads of profiles are answered from memory");
-            let news = News { memory, hydration, link, keys: None, asked: None, flushed: false };
+            let (keys, asked, flushed) = (None, None, false);
+            let news = News { memory, hydration, link, keys, written: 0, asked, flushed };
             match news.hear(links).await {
                 Ok(()) => End::Relinked,
                 Err(error) => End::Lost(error),
@@ -116,7 +118,13 @@ async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run
 }
 
 /// Makes the connection, and has the lane's link send its news there.
-async fn begin(hydration: &Hydration, pool: &Pool, run_id: &str) -> Result<PrivateLink, End> {
+async fn begin(
+    memory: &Memory,
+    hydration: &Rc<Hydration>,
+    pool: &Pool,
+    run_id: &str,
+) -> Result<PrivateLink, End> {
+    let links = memory.links.get();
     let mut link = pool.take(false).await?;
     let introduce = async {
         let hello = link.ask(&command(&["HELLO", "3"])).await?;
@@ -140,9 +148,17 @@ async fn begin(hydration: &Hydration, pool: &Pool, run_id: &str) -> Result<Priva
         push_command(out, &["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"], |_, _| {});
     });
     match answer.await? {
-        answer if answer == b"+OK\r\n" => Ok(link),
-        answer => Err(End::Refused(text(&answer))),
+        answer if answer == b"+OK\r\n" => {}
+        answer => return Err(End::Refused(text(&answer))),
     }
+    // What was flushed until now nobody has told of.
+    let ours = hydration.flushes_done();
+    let ask = command(&["INFO", "commandstats"]);
+    let info = timeout(HEARTBEAT, link.ask(&ask)).await.map_err(|_| UpstreamError::Timeout)??;
+    if memory.links.get() == links {
+        hydration.look_for_flushes(Flushes::read(&String::from_utf8_lossy(&info)), ours);
+    }
+    Ok(link)
 }
 
 /// The connection, and what was heard on it.
@@ -152,6 +168,8 @@ struct News<'a> {
     link: PrivateLink,
     /// Keys in the profiles' database, as of the last heartbeat.
     keys: Option<i64>,
+    /// The ticket of the first write since then.
+    written: u64,
     /// When the question was asked that is not answered yet.
     asked: Option<Instant>,
     /// Somebody has flushed a database past the proxy since then.
@@ -191,7 +209,8 @@ impl News<'_> {
 
     /// Takes everything that was received.
     fn take(&mut self) -> Result<(), UpstreamError> {
-        let Self { memory, keys, asked, flushed, .. } = self;
+        let Self { memory, hydration, keys, written, asked, flushed, .. } = self;
+        let ticket = hydration.ledger.borrow().next_ticket();
         let mut lost = None;
         self.link.hand_over(|reply| {
             if ReplyKind::of(reply) == ReplyKind::Push {
@@ -199,16 +218,16 @@ impl News<'_> {
             } else if asked.take().is_some() {
                 let now = integer(reply);
                 if std::mem::take(flushed) {
-                    lost = Some((*keys, now));
+                    lost = Some((*keys, ticket.saturating_sub(*written), now));
                 }
-                *keys = now;
+                (*keys, *written) = (now, ticket);
             } else {
                 return Err(UpstreamError::StrayReply);
             }
             Ok(())
         })?;
-        if let Some((before, now)) = lost
-            && is_flush(before, now)
+        if let Some((before, written, now)) = lost
+            && is_flush(before, written, now)
         {
             self.hydration.flushed_past();
         }
@@ -233,11 +252,13 @@ fn invalidate(memory: &Memory, push: &[u8]) -> bool {
     false
 }
 
-/// Tells whether a flush was one of the profiles' database. A heartbeat may have been a second ago,
-/// and clients write on.
-fn is_flush(before: Option<i64>, now: Option<i64>) -> bool {
-    match (before, now) {
-        (Some(before), Some(now)) => now < before - before / 2,
+/// Tells whether a flush was one of the profiles' database. The heartbeat that has counted the keys
+/// `before` may have been a second ago; each write to a profile since then may have added one, and
+/// clients write on.
+fn is_flush(before: Option<i64>, written: u64, now: Option<i64>) -> bool {
+    let keys = before.map(|before| before.saturating_add_unsigned(written));
+    match (keys, now) {
+        (Some(keys), Some(now)) => now < keys - keys / 2,
         _ => true,
     }
 }

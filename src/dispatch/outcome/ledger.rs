@@ -212,6 +212,12 @@ impl Ledger {
         self.flushes_in_doubt > 0
     }
 
+    /// Returns how many flushes are in doubt.
+    #[must_use]
+    pub fn flushes_in_doubt(&self) -> usize {
+        self.flushes_in_doubt
+    }
+
     /// Gives up on writes in doubt that were sent before the one with this ticket: whoever could
     /// tell is gone. Their clients were told that the outcome is unknown.
     pub fn forsake(&mut self, first_ticket: u64) {

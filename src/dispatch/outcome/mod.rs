@@ -61,7 +61,7 @@ pub struct Outcome {
     /// The transactions on private links.
     pub(super) blocks: Rc<OpenBlocks>,
     /// Nothing on the embedded store.
-    hydration: Option<Rc<Hydration>>,
+    pub(super) hydration: Option<Rc<Hydration>>,
     /// Nothing where reads are never answered from memory.
     pub(super) memory: Option<Rc<Memory>>,
     arrivals: Option<Rc<Arrivals>>,

@@ -12,7 +12,7 @@ use super::{
     ledger::{InDoubt, Ledger},
 };
 use crate::dispatch::{
-    slot::{Slot, WriteSlot, take_note},
+    slot::{Capture, Slot, WriteSlot, take_note},
     write::flush,
 };
 use crate::{
@@ -133,6 +133,9 @@ impl Outcome {
         let (mut own, rest) = notes.split_at_checked(write.notes as usize).unwrap_or_default();
         *notes = rest;
         self.forget(write, own, false);
+        if write.capture == Capture::Flushed {
+            self.hydration.iter().for_each(|hydration| hydration.flush_ended(false));
+        }
         let mut ledger = self.ledger.borrow_mut();
         for index in 0..write.changes {
             let ticket = write.ticket + u64::from(index);

@@ -138,8 +138,10 @@ impl Outcome {
         reply: &[u8],
         at_ms: u64,
     ) {
+        let happened = ReplyKind::of(reply) != ReplyKind::Error;
+        self.hydration.iter().for_each(|hydration| hydration.flush_ended(happened));
         let mut ledger = self.ledger.borrow_mut();
-        if ReplyKind::of(reply) == ReplyKind::Error {
+        if !happened {
             return ledger.void(slot.ticket);
         }
         // Also what has been learned of since the flush was laid out.

@@ -267,7 +267,7 @@ fn handshake_reply_as(request: &[Vec<u8>], identity: &str) -> Vec<u8> {
 }
 
 fn is_last_of_handshake(request: &[Vec<u8>]) -> bool {
-    request.len() > 1 && request[0] == b"CLIENT" && request[1] == b"LIST"
+    request[0] == b"DBSIZE"
 }
 
 /// Reads one canonical request; `None` while it is not complete.
