@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::random::Random;
 use super::redis::pairs;
 use super::rig::Rig;
-use super::story::{Action, Answer, Fields, Operation, Outcome, REFUSALS};
+use super::story::{Action, Answer, EVERY, Fields, Operation, Outcome, REFUSALS};
 use crate::outside::Stream;
 use crate::resp::{Framer, elements_of, framed, integer, push_command, value};
 
@@ -46,12 +46,39 @@ pub(super) struct Shared {
     next_number: Cell<u64>,
     /// Acknowledged commands, by client.
     acknowledged: RefCell<BTreeMap<u64, u64>>,
+    /// The latest near end that a client has asked for, of each lasting profile, and in which life of
+    /// the proxy.
+    ends: RefCell<BTreeMap<String, (u64, u64)>>,
 }
 
 impl Shared {
     pub(super) fn new(rig: Rc<Rig>) -> Shared {
         let (stop, next_number) = (Cell::new(false), Cell::new(1));
-        Shared { rig, stop, next_number, acknowledged: RefCell::default() }
+        let (acknowledged, ends) = (RefCell::default(), RefCell::default());
+        Shared { rig, stop, next_number, acknowledged, ends }
+    }
+
+    /// Whether a profile may be about to expire by what a former life of the proxy knew. It says that a
+    /// write in the very moment may be recorded wrongly then, so nobody writes.
+    fn is_about_to_end(&self, key: &str) -> bool {
+        let ends = self.ends.borrow();
+        let end = ends.get(key).filter(|(start, _)| *start < self.rig.starts());
+        end.is_some_and(|(_, at_ms)| self.rig.world.now_ms() < at_ms + 20)
+    }
+
+    /// A near end that the policy cannot take for one of its own.
+    fn near_ms(&self, after_ms: u64) -> u64 {
+        let at_ms = self.rig.world.now_ms() + after_ms;
+        at_ms + u64::from(self.rig.retention.is_some_and(|retention| retention.is_marked(at_ms)))
+    }
+
+    /// A near end of a lasting profile.
+    fn end(&self, key: &str, after_ms: u64) -> Action {
+        let at_ms = self.near_ms(after_ms);
+        let mut ends = self.ends.borrow_mut();
+        let end = ends.entry(key.to_owned()).or_default();
+        *end = (self.rig.starts(), end.1.max(at_ms));
+        Action::Expire { at_ms }
     }
 
     /// Waits until each client has had answers from now on.
@@ -251,15 +278,11 @@ impl Client {
         self.shared.next_number.set(first + count);
         let mut operations = Vec::new();
         for number in first..first + count {
-            let key = match self.random.below(6) {
-                // A proxy does not know of expiries that were set before its start, and says so.
-                0 => short(self.shared.rig.starts()),
-                other => PROFILES[self.lasting(other as usize)].to_owned(),
-            };
+            let (key, action) = self.draw(number);
             operations.push(Operation {
                 number,
                 actor: self.actor.clone(),
-                action: self.action(&key, number),
+                action,
                 key,
                 transaction: together.then_some(first),
                 invoked_us: self.shared.rig.world.now_us(),
@@ -268,6 +291,24 @@ impl Client {
             });
         }
         operations
+    }
+
+    fn draw(&mut self, number: u64) -> (String, Action) {
+        if self.shared.rig.flushes && self.random.below(100) == 0 {
+            let name = if self.random.below(2) == 0 { "FLUSHALL" } else { "FLUSHDB" };
+            return (EVERY.to_owned(), Action::Flush(name));
+        }
+        // A proxy does not know of expiries that were set before its start, and says so.
+        let key = match self.random.below(6) {
+            0 => short(self.shared.rig.starts()),
+            other => PROFILES[self.lasting(other as usize)].to_owned(),
+        };
+        let key = match self.shared.is_about_to_end(&key) {
+            true => short(self.shared.rig.starts()),
+            false => key,
+        };
+        let action = self.action(&key, number);
+        (key, action)
     }
 
     /// One of the profiles that all clients use. With `ttl` one of them is left alone for so long that
@@ -301,11 +342,13 @@ impl Client {
             // Where Redis may lack profiles these two are refused.
             58..60 if !short && chosen => Action::Expire { at_ms: 4_000_000_000_000 + number },
             58..68 if short => {
-                Action::Expire { at_ms: self.shared.rig.world.now_ms() + 20 + random.below(300) }
+                Action::Expire { at_ms: self.shared.near_ms(20 + random.below(300)) }
             }
             // The schema knows two values of this field.
             60..63 => Action::Set(Fields::from([("status".to_owned(), format!("s{number}"))])),
             63..85 => Action::Read,
+            85..88 if !short => Action::Persist,
+            88..90 if !short => self.shared.end(key, 20 + random.below(300)),
             _ => Action::ReadField(field(random)),
         }
     }
@@ -325,6 +368,9 @@ impl Client {
             }
             (Action::ReadField(_), Some(b'$' | b'_')) => {
                 Some(Outcome::Acknowledged(Answer::Value(value(reply).map(known))))
+            }
+            (Action::Flush(_), _) if reply == b"+OK\r\n" => {
+                Some(Outcome::Acknowledged(Answer::Done))
             }
             (action, Some(b':')) if action.is_write() => {
                 integer(reply).map(|number| Outcome::Acknowledged(Answer::Number(number)))

@@ -119,6 +119,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         places,
         ended_ms: rig.world.now_ms(),
         retention: rig.retention,
+        lapses: rig.lapses(),
     };
     let log = rig.end().await;
     faults.extend(rig.faults.take());

@@ -30,7 +30,13 @@ struct Server {
     /// It removes a profile now and then, between two commands that are not in a transaction.
     evicts: bool,
     /// The number of the process.
-    run: u64,
+    start: u64,
+    /// When it was flushed past a proxy that cannot know before its next link.
+    lapse_us: Option<u64>,
+    /// Such times, each with the moment in which the proxy was told.
+    lapses: Vec<(u64, u64)>,
+    /// How often each of the commands was run that its statistics are asked for.
+    calls: BTreeMap<String, u64>,
     away: bool,
     next_id: u64,
     connections: BTreeMap<u64, (String, Wire)>,
@@ -53,7 +59,10 @@ impl Redis {
             world: Rc::clone(world),
             engine: Engine::new(),
             evicts,
-            run: 1,
+            start: 1,
+            lapse_us: None,
+            lapses: Vec::new(),
+            calls: BTreeMap::new(),
             away: false,
             next_id: 1,
             connections: BTreeMap::new(),
@@ -102,7 +111,9 @@ impl Redis {
             return;
         }
         server.away = false;
-        server.run += 1;
+        server.start += 1;
+        server.calls.clear();
+        server.end_lapse();
         if persistence == Persistence::Kept {
             return;
         }
@@ -123,16 +134,41 @@ impl Redis {
         self.0.borrow_mut().dump = dump;
     }
 
+    /// Flushes it past the proxy. `cuts` ends all connections in the same moment.
+    pub(super) fn flush(&self, cuts: bool) {
+        let mut server = self.0.borrow_mut();
+        if server.away {
+            return;
+        }
+        let now_ms = server.world.now_ms();
+        server.run(now_ms, &["FLUSHALL"]);
+        if cuts {
+            server.connections.values().for_each(|(_, wire)| wire.cut());
+        }
+        // What Redis may lack is asked for anyway.
+        if !cuts && !server.evicts && server.lapse_us.is_none() {
+            server.lapse_us = Some(server.world.now_us());
+        }
+    }
+
+    /// Ends what the proxy cannot know, by ending its links.
+    pub(super) fn end_lapse(&self) {
+        let server = self.0.borrow();
+        if server.lapse_us.is_some() {
+            server.connections.values().for_each(|(_, wire)| wire.cut());
+        }
+    }
+
+    /// The spans of time in which it had lost everything while the proxy could not know.
+    pub(super) fn lapses(&self) -> Vec<(u64, u64)> {
+        self.0.borrow().lapses.clone()
+    }
+
     /// What it holds under a key, asked past the proxy.
     pub(super) fn held(&self, key: &str) -> Option<Profile> {
         let mut server = self.0.borrow_mut();
         let now_ms = server.world.now_ms();
-        let (mut request, mut reply) = (Vec::new(), Vec::new());
-        push_command(&mut request, &[b"HGETALL", key.as_bytes()], |_, _| {});
-        with_request(&request, |request| {
-            let mut writer = ReplyWriter::new(&mut reply, Protocol::Resp2);
-            server.engine.execute(now_ms, &request, &mut writer);
-        });
+        let reply = server.run(now_ms, &["HGETALL", key]);
         let expires_ms = server.engine.expires_ms(now_ms, key.as_bytes())?;
         Some(Profile { fields: pairs(&reply), expires_ms })
     }
@@ -178,17 +214,63 @@ impl Server {
         at as i64
     }
 
+    /// Does what the script does that looks whether a flush has left any profile.
+    fn has_profile(&mut self, now_ms: u64, request: &Request<'_>) -> i64 {
+        let ignored: Vec<&[u8]> = request.arguments(5).collect();
+        let found = self.run(now_ms, &["KEYS", "user:*"]);
+        let is_profile = |key: &[u8]| key.iter().filter(|byte| **byte == b':').count() == 1;
+        let mut keys = Elements::of(&found);
+        i64::from(keys.any(|key| is_profile(key) && !ignored.contains(&key)))
+    }
+
+    /// Counts the calls of what removes many keys at once.
+    fn count(&mut self, name: &str) {
+        if ["flushall", "flushdb"].contains(&name) {
+            *self.calls.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+
+    fn end_lapse(&mut self) {
+        let now_us = self.world.now_us();
+        self.lapses.extend(self.lapse_us.take().map(|from_us| (from_us, now_us)));
+    }
+
+    fn info(&self, section: &str) -> String {
+        let run = self.start;
+        match section {
+            "server" => format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{run:040}\r\n"),
+            "replication" => {
+                format!("# Replication\r\nrole:master\r\nmaster_replid:{run:040}\r\n")
+            }
+            "memory" => "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n".to_owned(),
+            "commandstats" => {
+                let calls = self.calls.iter();
+                let lines = calls.map(|(name, calls)| {
+                    format!("cmdstat_{name}:calls={calls},usec=9,usec_per_call=1.00\r\n")
+                });
+                format!("# Commandstats\r\n{}", lines.collect::<String>())
+            }
+            other => panic!("nobody is expected to ask for INFO {other}"),
+        }
+    }
+
+    /// Runs a command past all connections.
+    fn run(&mut self, now_ms: u64, words: &[&str]) -> Vec<u8> {
+        let (mut request, mut reply) = (Vec::new(), Vec::new());
+        push_command(&mut request, words, |_, _| {});
+        self.count(&words[0].to_ascii_lowercase());
+        with_request(&request, |request| {
+            let mut writer = ReplyWriter::new(&mut reply, Protocol::Resp2);
+            self.engine.execute(now_ms, &request, &mut writer);
+        });
+        reply
+    }
+
     /// Removes one of the profiles that all clients use, by chance.
     fn evict(&mut self) {
         let chance = if self.evicts { self.world.below(12) } else { 0 };
         if (1..=3).contains(&chance) {
-            let (now_ms, key) = (self.world.now_ms(), format!("user:{chance}"));
-            let (mut request, mut reply) = (Vec::new(), Vec::new());
-            push_command(&mut request, &["UNLINK", &key], |_, _| {});
-            with_request(&request, |request| {
-                let mut writer = ReplyWriter::new(&mut reply, Protocol::Resp2);
-                self.engine.execute(now_ms, &request, &mut writer);
-            });
+            self.run(self.world.now_ms(), &["UNLINK", &format!("user:{chance}")]);
         }
     }
 }
@@ -227,6 +309,7 @@ impl Talk {
         let words: Vec<String> = (0..2)
             .map(|at| String::from_utf8_lossy(request.argument(at)).to_ascii_lowercase())
             .collect();
+        server.count(&words[0]);
         if words[0] == "hello" {
             let version = request.argument(1);
             self.protocol = if version == b"3" { Protocol::Resp3 } else { Protocol::Resp2 };
@@ -241,13 +324,11 @@ impl Talk {
             }
             ("ping", _) => reply.simple("PONG"),
             ("echo", _) => reply.bulk(request.argument(1)),
-            ("info", _) => {
-                let run = server.run;
-                let info = format!(
-                    "redis_version:7.0.15\r\nrun_id:{run:040}\r\nrole:master\r\n\
-                     master_replid:{run:040}\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
-                );
-                reply.verbatim(info.as_bytes());
+            ("info", section) => {
+                reply.verbatim(server.info(section).as_bytes());
+                if section == "commandstats" {
+                    server.end_lapse();
+                }
             }
             ("client", "id") => reply.integer(self.id as i64),
             ("client", "setname") => {
@@ -265,6 +346,9 @@ impl Talk {
                 let killed = text(3).parse().ok().and_then(|id| server.connections.remove(&id));
                 killed.iter().for_each(|(_, wire)| wire.cut());
                 reply.integer(i64::from(killed.is_some()));
+            }
+            ("eval", script) if script.contains("scan") => {
+                reply.integer(server.has_profile(now_ms, request));
             }
             ("eval", _) => reply.integer(server.retain(now_ms, request)),
             _ => server.engine.execute(now_ms, request, &mut reply),

@@ -58,6 +58,7 @@ pub(super) struct Rig {
     persistence: Persistence,
     pub(super) cached: bool,
     pub(super) retention: Option<Retention>,
+    pub(super) flushes: bool,
     config: Config,
     redis: Redis,
     database: Server,
@@ -84,6 +85,7 @@ impl Rig {
             persistence: schedule.persistence,
             cached: schedule.cached,
             retention: schedule.retention(),
+            flushes: schedule.flushes,
             config: schedule.config(),
             redis: Redis::new(&world, schedule.cached),
             database: Server::default(),
@@ -222,6 +224,11 @@ impl Rig {
         Ok(())
     }
 
+    /// The spans in which Redis had lost everything while the proxy could not know.
+    pub(super) fn lapses(&self) -> Vec<(u64, u64)> {
+        self.redis.lapses()
+    }
+
     /// How often the proxy was started.
     pub(super) fn starts(&self) -> u64 {
         self.starts.get()
@@ -268,6 +275,7 @@ impl Rig {
             Deed::StartRedis => self.redis.start(self.persistence),
             Deed::SaveRedis => self.redis.save(&profiles(self.starts())),
             Deed::CutRedis => self.redis.wires().iter().for_each(Wire::cut),
+            Deed::FlushRedis(cuts) => self.redis.flush(cuts),
             Deed::CutRedisAfter(direction, bytes) => {
                 self.redis.wires().iter().for_each(|wire| wire.cut_after(direction, bytes));
             }
@@ -315,6 +323,7 @@ impl Rig {
         for deed in [Deed::ReleaseRedis, Deed::StartRedis, Deed::StartDatabase] {
             self.act(deed).await;
         }
+        self.redis.end_lapse();
         self.doomed.set(self.doomed.get() || self.is_poisoned());
         self.act(Deed::StartProxy).await;
     }
@@ -399,6 +408,10 @@ impl Rig {
                 reply = talk.ask(&["HGETALL", &key]).await?;
             }
             let expires = integer(&talk.ask(&["PEXPIRETIME", &key]).await?)?;
+            // It may have expired since.
+            if expires == -2 && !self.cached {
+                continue;
+            }
             let expires_ms = u64::try_from(expires).ok().filter(|_| !self.cached);
             let profile = Profile { fields: pairs(&reply), expires_ms };
             if !profile.fields.is_empty() {

@@ -41,6 +41,8 @@ pub(super) enum Deed {
     StartRedis,
     SaveRedis,
     CutRedis,
+    /// Somebody flushes Redis past the proxy; all connections end in the same moment, or none.
+    FlushRedis(bool),
     /// In a direction (0 is to Redis), after so many bytes.
     CutRedisAfter(usize, usize),
     /// What is on its way in a direction waits; connections to come are not concerned.
@@ -68,6 +70,8 @@ pub(super) struct Schedule {
     pub(super) cached: bool,
     /// The kind has `ttl`, too: who does not write a profile for so long loses it.
     pub(super) ttl_ms: Option<u64>,
+    /// Clients flush now and then.
+    pub(super) flushes: bool,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -88,6 +92,7 @@ impl Schedule {
             warm_keys_per_second_max: one_of(&mut random, &[3, 20, 5000]),
             cached: seed.is_multiple_of(3),
             ttl_ms: seed.is_multiple_of(2).then(|| one_of(&mut random, &[1000, 1500])),
+            flushes: seed % 5 < 2,
             length_ms: 600 + random.below(1000),
             deeds: Vec::new(),
         };
@@ -96,6 +101,10 @@ impl Schedule {
         for _ in 0..1 + random.below(6) {
             let at_ms = 30 + random.below(schedule.length_ms - 200);
             schedule.add_fault(at_ms, &mut random);
+        }
+        if random.below(4) == 0 {
+            let at_ms = 30 + random.below(schedule.length_ms - 200);
+            schedule.deeds.push((at_ms, Deed::FlushRedis(random.below(2) == 0)));
         }
         schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
         schedule
@@ -186,6 +195,9 @@ impl Schedule {
                 (deed, Some((long + short, Deed::StartProxy)))
             }
         };
+        if matches!(first, Deed::KillProxyAfter(_) | Deed::KillProxy) && random.below(6) == 0 {
+            self.deeds.push((at_ms + short / 2, Deed::FlushRedis(true)));
+        }
         self.deeds.push((at_ms, first));
         self.deeds.extend(then.map(|(after, deed)| (at_ms + after, deed)));
     }
@@ -196,7 +208,7 @@ impl fmt::Display for Schedule {
         writeln!(
             out,
             "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
-             segments of {}, {} checks in a second, {} ms{}{}",
+             segments of {}, {} checks in a second, {} ms{}{}{}",
             self.seed,
             self.persistence,
             self.sync.name(),
@@ -206,7 +218,8 @@ impl fmt::Display for Schedule {
             self.warm_keys_per_second_max,
             self.length_ms,
             if self.cached { ", cache mode" } else { "" },
-            self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms"))
+            self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms")),
+            if self.flushes { ", flushes" } else { "" }
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
     }

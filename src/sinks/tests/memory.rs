@@ -330,6 +330,13 @@ impl State {
             };
             self.tables.history.entry(record.sequence).or_insert(written);
         }
+        if let Some((sequence, _)) = folded.flush {
+            for (key, stored) in self.tables.profiles.iter_mut().filter(|(_, row)| !row.deleted) {
+                let (fields, source) = (Fields::new(), work.source.to_owned());
+                *stored = Stored { fields, expires_ms: None, deleted: true, sequence, source };
+                self.samples.push((key.clone(), stored.clone()));
+            }
+        }
         for delta in &folded.deltas {
             let row = rows.remove(delta.key).unwrap_or_default();
             let Row { fields, expires_ms, deleted } = delta.merge(row);

@@ -60,6 +60,8 @@ fn looks_like(operation: &Operation, row: &Row) -> bool {
         Action::Expire { at_ms } => {
             command == "PEXPIREAT" && (row.deleted || row.expires_ms == Some(*at_ms))
         }
+        Action::Persist => command == "PERSIST" && row.persisted,
+        Action::Flush(name) => command == *name && row.deleted,
         Action::Read | Action::ReadField(_) => false,
     }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::align::align;
 use super::model::{Retention, apply_row, as_of, run, seen_during};
 use super::observe::{Placed, place_observations};
-use super::story::{Action, Answer, Evidence, Operation, Outcome, Row, State, shown_state};
+use super::story::{Action, Answer, EVERY, Evidence, Operation, Outcome, Row, State, shown_state};
 
 /// Steps that a search for the writes behind a snapshot may take.
 const SEARCH_STEPS_MAX: usize = 100_000;
@@ -35,6 +35,7 @@ pub(super) struct Replay<'a> {
     /// What the profile may have been before the first row, and after each.
     pub(super) states: Vec<Vec<State>>,
     retention: Option<Retention>,
+    pub(super) lapses: &'a [(u64, u64)],
 }
 
 /// Checks everything; the order of the violations is that of the keys.
@@ -44,20 +45,21 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
     for (_, place) in &evidence.places {
         keys.extend(place.keys().map(String::as_str));
     }
+    keys.remove(EVERY);
     keys.into_iter().filter_map(|key| check_key(evidence, key).err()).flatten().collect()
 }
 
 fn check_key(evidence: &Evidence, key: &str) -> Result<(), Vec<Violation>> {
     let mut operations: Vec<&Operation> =
-        evidence.operations.iter().filter(|operation| operation.key == key).collect();
+        evidence.operations.iter().filter(|operation| operation.names(key)).collect();
     operations.sort_by_key(|operation| operation.number);
-    let rows: Vec<&Row> = evidence.rows.iter().filter(|row| row.key == key).collect();
+    let rows: Vec<&Row> = evidence.rows.iter().filter(|row| row.names(key)).collect();
     let at = |at_us: u64, what: String| vec![Violation { key: key.to_owned(), what, at_us }];
     let owned = own(&operations, &rows).map_err(|(at_us, what)| {
         what.into_iter().flat_map(|what| at(at_us, what)).collect::<Vec<_>>()
     })?;
-    let mut replay =
-        Replay { rows: owned, states: vec![vec![None]], retention: evidence.retention };
+    let (states, retention) = (vec![vec![None]], evidence.retention);
+    let mut replay = Replay { rows: owned, states, retention, lapses: &evidence.lapses };
     replay.assert_order().map_err(|(at_us, what)| at(at_us, what))?;
     replay.run(&operations).map_err(|(at_us, what)| at(at_us, what))?;
     let placed: Vec<Placed> = place_observations(&replay, &operations);
@@ -138,25 +140,27 @@ impl Replay<'_> {
             self.rows.iter().filter_map(|(_, owner)| owner.map(|o| o.number)).collect();
         let mut suspects: Vec<&Operation> = operations.to_vec();
         suspects.retain(|o| o.is_unknown() && o.action.is_write() && !recorded.contains(&o.number));
+        // What there was before a flush that recovery has recorded: it need not have happened where
+        // a write to the profile is in doubt as well, which is read back behind it.
+        let mut unflushed: Vec<State> = Vec::new();
         for (place, (row, owner)) in self.rows.clone().into_iter().enumerate() {
             let before = self.states.last().cloned().unwrap_or_default();
-            let mut after: Vec<State> = Vec::new();
-            // Each state has its own explanation; a write that one of them does without is left.
-            let mut left: HashSet<u64> = HashSet::new();
-            for state in &before {
-                let Some(operation) = owner else {
-                    let mut unused = suspects.clone();
-                    if let Some(found) = recovered(row, state, &mut unused, self.retention) {
-                        after.push(found);
-                        left.extend(unused.iter().map(|operation| operation.number));
-                    }
-                    continue;
-                };
-                let retention = self.retention.filter(|_| !self.is_crossed(place, operation));
-                after.extend(step(operation, row, state, retention));
-            }
-            if owner.is_none() {
-                suspects.retain(|operation| left.contains(&operation.number));
+            let mut after: Vec<State> = match owner {
+                _ if row.is_during(self.lapses) => {
+                    before.iter().flat_map(|state| recorded_only(row, state)).collect()
+                }
+                Some(operation) => self.steps(place, operation, &before, &suspects),
+                None => {
+                    let doubted = suspects.iter().any(|operation| operation.key != EVERY);
+                    let others = unflushed.iter().filter(|_| doubted);
+                    let states = before.iter().chain(others);
+                    read_back(row, states, &mut suspects, self.retention)
+                }
+            };
+            match owner {
+                Some(_) => unflushed.clear(),
+                None if row.key == EVERY => unflushed.clone_from(&before),
+                None => {}
             }
             after.sort();
             after.dedup();
@@ -174,10 +178,36 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Whether what has last ended the profile was under way together with a command: in two protocols
-    /// they may have changed places on the way, and the policy gets its turn at the next write.
+    /// What a recorded command may have made of these states.
+    fn steps(
+        &self,
+        place: usize,
+        operation: &Operation,
+        before: &[State],
+        suspects: &[&Operation],
+    ) -> Vec<State> {
+        let row = self.rows[place].0;
+        let run = |operation: &Operation| -> Vec<State> {
+            let retention = self.retention.filter(|_| !self.is_crossed(place, operation));
+            before.iter().flat_map(|state| step(operation, row, state, retention)).collect()
+        };
+        let after = run(operation);
+        if !after.is_empty() || !row.deleted || !operation.is_unknown() {
+            return after;
+        }
+        // The row of a removal that took the last field does not say which field that was.
+        let removes = |other: &&&Operation| {
+            other.actor == operation.actor && matches!(other.action, Action::Remove(_))
+        };
+        suspects.iter().filter(removes).flat_map(|other| run(other)).collect()
+    }
+
+    /// Whether what has last ended the profile, or its expiry, was under way together with a command:
+    /// in two protocols they may have changed places on the way, and the policy gets its turn at the
+    /// next write.
     fn is_crossed(&self, place: usize, operation: &Operation) -> bool {
-        let ended = self.rows[..place].iter().rev().find(|(row, _)| row.deleted);
+        let ends = |(row, owner): &&Owned<'_>| row.deleted || row.persisted && owner.is_some();
+        let ended = self.rows[..place].iter().rev().find(ends);
         ended.and_then(|(_, owner)| *owner).is_some_and(|o| o.replied_us > operation.invoked_us)
             && self.rows[place].0.expires_ms.is_none()
     }
@@ -258,7 +288,7 @@ fn step(
                 gone
             }
             Action::Remove(_) | Action::Delete => row.deleted == state.is_none(),
-            Action::Expire { .. } => true,
+            Action::Expire { .. } | Action::Persist | Action::Flush(_) => true,
             Action::Read | Action::ReadField(_) => false,
         };
         let sets = matches!(operation.action, Action::Set(_) | Action::Add { .. });
@@ -274,6 +304,33 @@ fn step(
             after.push(state);
         }
     }
+    after
+}
+
+/// What the database makes of a state with a row whose command met something else in Redis.
+fn recorded_only(row: &Row, before: &State) -> Vec<State> {
+    let seen = seen_during(before, (row.at_ms, row.at_ms));
+    seen.iter().chain([before]).map(|state| apply_row(row, state)).collect()
+}
+
+/// What recovery has found may be, from any of these states; takes the writes away that explain it.
+fn read_back<'a>(
+    row: &Row,
+    states: impl Iterator<Item = &'a State>,
+    suspects: &mut Vec<&Operation>,
+    retention: Option<Retention>,
+) -> Vec<State> {
+    let mut after = Vec::new();
+    // Each state has its own explanation; a write that one of them does without is left.
+    let mut left: HashSet<u64> = HashSet::new();
+    for state in states {
+        let mut unused = suspects.clone();
+        if let Some(found) = recovered(row, state, &mut unused, retention) {
+            after.push(found);
+            left.extend(unused.iter().map(|operation| operation.number));
+        }
+    }
+    suspects.retain(|operation| left.contains(&operation.number));
     after
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::checker::check;
-use super::story::{Action, Answer, Evidence, Fields, Operation, Outcome, Profile, Row, Sample};
+use super::story::{
+    Action, Answer, EVERY, Evidence, Fields, Operation, Outcome, Profile, Row, Sample,
+};
 
 const KEY: &str = "user:1";
 
@@ -370,4 +372,70 @@ fn a_database_that_was_wrong_for_a_moment_is_found() {
     sampled(2, &[("a", "2")]).is_good();
     sampled(1, &[("a", "2")]).is_bad("the database has shown");
     sampled(3, &[("a", "2")]).is_bad("the database has shown");
+}
+
+/// An expiry that is taken away again, and what is seen long behind it.
+fn persisted(recorded: bool, seen: &[(&str, &str)]) -> Tale {
+    let mut tale = Tale::default();
+    tale.set("x", "a", "1", 1);
+    let at_ms = tale.now_ms + 100;
+    tale.add("x", Action::Expire { at_ms }, number(1));
+    tale.row("x", "PEXPIREAT").expires_ms = Some(at_ms);
+    tale.add("x", Action::Persist, number(1));
+    if recorded {
+        tale.row("x", "PERSIST").persisted = true;
+    }
+    tale.now_ms += 500;
+    tale.read("y", seen);
+    tale.end(seen);
+    tale
+}
+
+#[test]
+fn an_expiry_that_was_taken_away_ends_nothing() {
+    persisted(true, &[("a", "1")]).is_good();
+    persisted(true, &[]).is_bad("saw what was not there");
+    persisted(false, &[("a", "1")]).is_bad("an acknowledged write is not in the history");
+}
+
+/// A flush between two writes, and what is seen behind them.
+fn flushed(recorded: bool, seen: &[(&str, &str)]) -> Tale {
+    let mut tale = Tale::default();
+    tale.set("x", "a", "1", 1);
+    tale.add("x", Action::Flush("FLUSHALL"), Outcome::Acknowledged(Answer::Done)).key =
+        EVERY.to_owned();
+    if recorded {
+        let row = tale.row("x", "FLUSHALL");
+        (row.key, row.deleted) = (EVERY.to_owned(), true);
+    }
+    tale.set("y", "b", "2", 1);
+    tale.read("y", seen);
+    tale.end(seen);
+    tale
+}
+
+#[test]
+fn a_flush_ends_every_profile_and_is_recorded() {
+    flushed(true, &[("b", "2")]).is_good();
+    flushed(true, &[("a", "1"), ("b", "2")]).is_bad("saw what was not there");
+    flushed(false, &[("b", "2")]).is_bad("an acknowledged write is not in the history");
+}
+
+#[test]
+fn what_redis_has_lost_unknown_to_the_proxy_is_missed_only_until_that_knows() {
+    let lapsed = |to_ms: u64| {
+        let mut tale = Tale::default();
+        tale.set("x", "a", "1", 1);
+        let from_ms = tale.now_ms + 8;
+        tale.set("x", "b", "2", 1);
+        tale.read("y", &[("b", "2")]);
+        tale.end(&[("a", "1"), ("b", "2")]);
+        tale.evidence.lapses.push((from_ms * 1000, (from_ms + to_ms) * 1000));
+        tale
+    };
+    lapsed(30).is_good();
+    lapsed(5).is_bad("saw what was not there");
+    let mut lost = lapsed(30);
+    lost.evidence.places.iter_mut().for_each(|(_, place)| place.clear());
+    lost.is_bad("the places differ");
 }

@@ -141,7 +141,7 @@ fn run(schedule: &Schedule, postgres: &mut Postgres) -> Report {
     let keys: BTreeSet<String> = operations.iter().map(|operation| operation.key.clone()).collect();
     let ended_ms = shared.now_us() / 1000;
     let (rows, places) = (rig.history(), rig.places(&keys));
-    let evidence = Evidence { operations, rows, samples, places, ended_ms, retention: None };
+    let evidence = Evidence { operations, rows, samples, places, ended_ms, ..Evidence::default() };
     let log = rig.clear();
     Report::of(schedule.seed, evidence, faults, log)
 }

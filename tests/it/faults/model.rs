@@ -96,6 +96,12 @@ pub(super) fn run(action: &Action, before: &State) -> (State, Answer) {
             profile.expires_ms = Some(*at_ms);
             i64::from(before.is_some())
         }
+        Action::Persist => {
+            let expires = before.as_ref().is_some_and(|profile| profile.expires_ms.is_some());
+            profile.expires_ms = None;
+            i64::from(expires)
+        }
+        Action::Flush(_) => return (None, Answer::Done),
         Action::Read => return (before.clone(), Answer::Fields(profile.fields)),
         Action::ReadField(name) => {
             return (before.clone(), Answer::Value(profile.fields.get(name).cloned()));

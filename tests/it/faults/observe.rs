@@ -43,6 +43,7 @@ pub(super) fn place_observations(replay: &Replay<'_>, operations: &[&Operation])
     let bounds = Bounds::of(replay, operations, &place_of);
     let mut observations: Vec<&Operation> =
         operations.iter().copied().filter(|operation| operation.only_observes()).collect();
+    observations.retain(|operation| !operation.meets(replay.lapses));
     observations.sort_by_key(|operation| (operation.replied_us, operation.number));
     let mut seen = Marks::default();
     let mut of_actor: HashMap<&str, usize> = HashMap::new();

@@ -77,7 +77,7 @@ impl Report {
         let first_us = self.evidence.operations.iter().map(|o| o.invoked_us).min().unwrap_or(0);
         let ms = |at_us: u64| at_us.saturating_sub(first_us) as f64 / 1000.0;
         let mut lines: Vec<(u64, String)> = Vec::new();
-        for operation in self.evidence.operations.iter().filter(|o| o.key == violation.key) {
+        for operation in self.evidence.operations.iter().filter(|o| o.names(&violation.key)) {
             let from = ms(operation.invoked_us);
             let to = match operation.replied_us {
                 u64::MAX => "?".to_owned(),
@@ -85,7 +85,7 @@ impl Report {
             };
             lines.push((operation.invoked_us, format!("{from:>9.1} - {to:<8} {operation}")));
         }
-        for row in self.evidence.rows.iter().filter(|row| row.key == violation.key) {
+        for row in self.evidence.rows.iter().filter(|row| row.names(&violation.key)) {
             let at_us = row.at_ms * 1000 + 999;
             lines.push((at_us, format!("{:>9.1}            -> {row}", ms(row.at_ms * 1000))));
         }

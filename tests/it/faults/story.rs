@@ -36,6 +36,10 @@ pub(super) enum Action {
     Delete,
     /// PEXPIREAT
     Expire { at_ms: u64 },
+    /// PERSIST
+    Persist,
+    /// FLUSHALL or FLUSHDB: every profile goes.
+    Flush(&'static str),
     /// HGETALL
     Read,
     /// HGET
@@ -48,7 +52,11 @@ pub(super) enum Answer {
     Number(i64),
     Fields(Fields),
     Value(Option<String>),
+    Done,
 }
+
+/// What a flush has for its key, in the history too.
+pub(super) const EVERY: &str = "*";
 
 /// What the client was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +101,8 @@ impl Operation {
             Action::Remove(names) => ("HDEL", names.clone()),
             Action::Delete => ("DEL", Vec::new()),
             Action::Expire { at_ms } => ("PEXPIREAT", vec![at_ms.to_string()]),
+            Action::Persist => ("PERSIST", Vec::new()),
+            Action::Flush(name) => return vec![(*name).to_owned()],
             Action::Read => ("HGETALL", Vec::new()),
             Action::ReadField(field) => ("HGET", vec![field.clone()]),
         };
@@ -114,6 +124,19 @@ pub(super) struct Row {
     pub(super) cleared: bool,
     pub(super) expires_ms: Option<u64>,
     pub(super) persisted: bool,
+}
+
+impl Row {
+    /// Whether it was recorded during one of these spans of microseconds.
+    pub(super) fn is_during(&self, spans: &[(u64, u64)]) -> bool {
+        let at_us = self.at_ms * 1000;
+        spans.iter().any(|(from_us, to_us)| at_us + 999 >= *from_us && at_us <= *to_us)
+    }
+
+    /// Whether it is about a profile, alone or with all others.
+    pub(super) fn names(&self, key: &str) -> bool {
+        self.key == key || self.key == EVERY
+    }
 }
 
 /// A row of the table of profiles, seen at some moment.
@@ -139,6 +162,9 @@ pub(super) struct Evidence {
     pub(super) ended_ms: u64,
     /// What the kind of the profiles has.
     pub(super) retention: Option<Retention>,
+    /// Spans of microseconds in which Redis had lost everything while the proxy could not know: what is
+    /// answered is what Redis has, and what is kept is what was recorded.
+    pub(super) lapses: Vec<(u64, u64)>,
 }
 
 impl Action {
@@ -148,6 +174,11 @@ impl Action {
 }
 
 impl Operation {
+    /// Whether it is about a profile, alone or with all others.
+    pub(super) fn names(&self, key: &str) -> bool {
+        self.key == key || self.key == EVERY
+    }
+
     pub(super) fn is_unknown(&self) -> bool {
         self.outcome == Outcome::Unknown
     }
@@ -156,8 +187,8 @@ impl Operation {
     pub(super) fn must_be_recorded(&self) -> bool {
         let Outcome::Acknowledged(answer) = &self.outcome else { return false };
         match self.action {
-            Action::Set(_) | Action::Add { .. } => true,
-            Action::Remove(_) | Action::Delete | Action::Expire { .. } => {
+            Action::Set(_) | Action::Add { .. } | Action::Flush(_) => true,
+            Action::Remove(_) | Action::Delete | Action::Expire { .. } | Action::Persist => {
                 *answer != Answer::Number(0)
             }
             Action::Read | Action::ReadField(_) => false,
@@ -167,6 +198,13 @@ impl Operation {
     /// Whether its answer tells a state and it has changed none.
     pub(super) fn only_observes(&self) -> bool {
         matches!(self.outcome, Outcome::Acknowledged(_)) && !self.must_be_recorded()
+    }
+
+    /// Whether it may have met one of these spans of microseconds.
+    pub(super) fn meets(&self, spans: &[(u64, u64)]) -> bool {
+        spans
+            .iter()
+            .any(|(from_us, to_us)| self.invoked_us <= *to_us && self.replied_us >= *from_us)
     }
 
     /// The milliseconds between which it ran, if it did.
@@ -183,6 +221,8 @@ impl fmt::Display for Action {
             Action::Remove(fields) => write!(out, "HDEL {}", fields.join(" ")),
             Action::Delete => write!(out, "DEL"),
             Action::Expire { at_ms } => write!(out, "PEXPIREAT {at_ms}"),
+            Action::Persist => write!(out, "PERSIST"),
+            Action::Flush(name) => out.write_str(name),
             Action::Read => write!(out, "HGETALL"),
             Action::ReadField(field) => write!(out, "HGET {field}"),
         }
@@ -199,6 +239,7 @@ impl fmt::Display for Operation {
             Outcome::Acknowledged(Answer::Number(number)) => write!(out, " = {number}"),
             Outcome::Acknowledged(Answer::Fields(fields)) => write!(out, " = {}", shown(fields)),
             Outcome::Acknowledged(Answer::Value(value)) => write!(out, " = {value:?}"),
+            Outcome::Acknowledged(Answer::Done) => write!(out, " = OK"),
             Outcome::Refused(text) => write!(out, " refused: {text}"),
             Outcome::Unknown => write!(out, " unknown"),
         }
