@@ -19,6 +19,7 @@ mod client;
 mod disk;
 #[path = "../../../tests/it/faults/model.rs"]
 mod model;
+mod moments;
 #[path = "../../../tests/it/faults/observe.rs"]
 mod observe;
 #[path = "../../../tests/it/support/random.rs"]

@@ -9,9 +9,9 @@
 //! Both are asked at the same time. Nobody writes the profile meanwhile: every command that names
 //! it waits.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::sleep};
 
 use crate::dispatch::{CommandError, Hydration, Slot, now_ms};
 use crate::{
@@ -84,6 +84,12 @@ impl Hydration {
         match (verdict, &known, held) {
             (Verdict::Fill | Verdict::Overwrite, Known::Live(profile), _) => {
                 self.replace(key, Some(profile)).await?;
+            }
+            (Verdict::Delete | Verdict::Absent, Known::Live(profile), _) => {
+                if verdict == Verdict::Delete {
+                    self.replace(key, None).await?;
+                }
+                outlast(profile).await;
             }
             (Verdict::Delete, ..) => self.replace(key, None).await?,
             (Verdict::Adopt, _, Held::Hash(profile)) => {
@@ -181,7 +187,12 @@ impl Hydration {
         // All or nothing: EXEC answers with an array, or Redis has refused one of the commands (no
         // memory, a replica), and with it all of them.
         match reply_at(&replies, count - 1).first() {
-            Some(b'*') => Ok(()),
+            Some(b'*') => {
+                if let Some(profile) = profile {
+                    outlast(profile).await;
+                }
+                Ok(())
+            }
             _ => Err(CommandError::Unloaded),
         }
     }
@@ -247,6 +258,15 @@ impl Hydration {
     pub(super) async fn pass(&self, protocol: Protocol) -> Result<(), CommandError> {
         let ping = |out: &mut Vec<u8>| push_command(out, &[b"PING"], |_, _| {});
         self.ask_in(protocol, 1, ping).await.map(|_| ())
+    }
+}
+
+/// Waits while it is the millisecond in which a profile expires. Redis takes one that it is told of then
+/// for gone, the database only behind the millisecond, so that a write in between would be recorded as
+/// one to the profile that was.
+async fn outlast(profile: &Profile) {
+    while profile.expires_ms == Some(now_ms()) {
+        sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -1,0 +1,75 @@
+//! Single clients at moments that random schedules seldom meet.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+
+use super::client::{PASSWORD, Talk};
+use super::model::as_of;
+use super::rig::Rig;
+use super::schedule::{Deed, Schedule};
+use super::story::State;
+
+/// Lets somebody act on a rig without accidents.
+fn with_rig<T>(schedule: &Schedule, act: impl AsyncFnOnce(&Rc<Rig>) -> T) -> T {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let local = LocalSet::new();
+    let result = local.block_on(&runtime, async {
+        let rig = Rig::new(schedule);
+        rig.start();
+        let result = act(&rig).await;
+        rig.end().await;
+        result
+    });
+    drop(local);
+    crate::outside::tests::simulate(None);
+    result
+}
+
+/// Asks until there is an answer that is no refusal.
+async fn insist(talk: &mut Talk, words: &[&str]) -> Vec<u8> {
+    loop {
+        let reply = talk.ask(words).await.expect("a proxy that runs");
+        if !reply.starts_with(b"-") {
+            return reply;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn log_in(rig: &Rig) -> Talk {
+    loop {
+        if let Some(stream) = rig.connect() {
+            let mut talk = Talk::over(stream);
+            talk.ask(&["AUTH", "c0-0", PASSWORD]).await.expect("an answer");
+            return talk;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn a_profile_that_expires_in_the_moment_in_which_it_is_brought_back_is_gone_everywhere() {
+    for seed in (1..=200).filter(|seed| seed % 3 != 0) {
+        let mut schedule = Schedule::draw(seed);
+        schedule.ttl_ms = None;
+        let places = with_rig(&schedule, async |rig| {
+            let mut talk = log_in(rig).await;
+            insist(&mut talk, &["HSET", "user:1", "old", "1"]).await;
+            let end_ms = rig.world.now_ms() + 5 + seed / 3;
+            insist(&mut talk, &["PEXPIREAT", "user:1", &end_ms.to_string()]).await;
+            rig.act(Deed::FlushRedis(true)).await;
+            insist(&mut talk, &["HSET", "user:1", "new", "2"]).await;
+            insist(&mut talk, &["PERSIST", "user:1"]).await;
+            rig.drained().await;
+            let (places, now_ms) = (rig.places().await.0, rig.world.now_ms());
+            let held = |place: &BTreeMap<_, _>| as_of(place.get("user:1")?, now_ms);
+            places.iter().map(|(_, place)| held(place)).collect::<Vec<State>>()
+        });
+        assert!(places.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: {places:?}");
+    }
+}
