@@ -22,6 +22,7 @@ mod model;
 mod moments;
 #[path = "../../../tests/it/faults/observe.rs"]
 mod observe;
+mod power;
 #[path = "../../../tests/it/support/random.rs"]
 mod random;
 mod redis;
@@ -113,6 +114,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
     sleep(EXPIRIES_OVER).await;
     let (places, more) = rig.places().await;
     faults.extend(more);
+    let forgiven = power::forgive(&mut operations, &rig.power_failures_us.take());
     let evidence = Evidence {
         operations,
         rows: rig.history(),
@@ -122,6 +124,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         retention: rig.retention,
         lapses: rig.lapses(),
     };
+    faults.extend(power::kept_behind_a_loss(&forgiven, &evidence));
     let log = rig.end().await;
     faults.extend(rig.faults.take());
     let trace = match traced {

@@ -66,6 +66,8 @@ pub(super) struct Rig {
     /// What the next start of the proxy finds.
     image: Arc<Mutex<Option<Image>>>,
     power_fails: Arc<AtomicBool>,
+    /// When the power failed, in microseconds since 1970, and took what was not synced.
+    pub(super) power_failures_us: RefCell<Vec<u64>>,
     life: RefCell<Option<Arc<Life>>>,
     /// The life is to end at a step to come, or has begun to end.
     doomed: Cell<bool>,
@@ -92,6 +94,7 @@ impl Rig {
             held: RefCell::default(),
             image: Arc::new(Mutex::new(Some(Image::empty()))),
             power_fails: Arc::default(),
+            power_failures_us: RefCell::default(),
             life: RefCell::default(),
             doomed: Cell::new(false),
             starting: Cell::new(false),
@@ -268,6 +271,9 @@ impl Rig {
             Deed::StartProxy => {}
             Deed::FailPower => {
                 self.power_fails.store(life.is_some(), Ordering::SeqCst);
+                if life.is_some() && self.config.journal.sync == SyncMode::EverySec {
+                    self.power_failures_us.borrow_mut().push(self.world.now_us());
+                }
                 life.iter().for_each(|life| life.end());
                 self.redis.kill();
             }

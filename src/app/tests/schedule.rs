@@ -173,7 +173,7 @@ impl Schedule {
             0..6 => (Deed::KillProxyAfter(random.below(40)), Some((short + 50, Deed::StartProxy))),
             6..8 => (Deed::KillProxy, Some((short, Deed::StartProxy))),
             8 => (Deed::TerminateProxy, Some((short, Deed::StartProxy))),
-            9 if self.sync == SyncMode::Always => {
+            9 if self.sync != SyncMode::Os => {
                 self.deeds.push((at_ms + short, Deed::StartRedis));
                 (Deed::FailPower, Some((short, Deed::StartProxy)))
             }

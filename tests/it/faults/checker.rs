@@ -150,6 +150,10 @@ impl Replay<'_> {
                     before.iter().flat_map(|state| recorded_only(row, state)).collect()
                 }
                 Some(operation) => self.steps(place, operation, &before, &suspects),
+                // What Redis has kept of a profile whose beginning the journal has lost with the power.
+                None if row.command == "ADOPT" && self.was_lost(place, &suspects) => {
+                    vec![apply_row(row, &None)]
+                }
                 None => {
                     let doubted = suspects.iter().any(|operation| operation.key != EVERY);
                     let others = unflushed.iter().filter(|_| doubted);
@@ -176,6 +180,12 @@ impl Replay<'_> {
             self.states.push(after);
         }
         Ok(())
+    }
+
+    /// Whether all that is known of the profile before a row was lost, though it was acknowledged.
+    fn was_lost(&self, place: usize, suspects: &[&Operation]) -> bool {
+        let lost = suspects.iter().any(|operation| operation.replied_us < u64::MAX);
+        lost && self.rows[..place].iter().all(|(row, _)| row.key == EVERY)
     }
 
     /// What a recorded command may have made of these states.
