@@ -255,6 +255,10 @@ impl Sending {
         if pipe.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
+        if pipe.ended {
+            // It is cut, and the writer has not seen it yet.
+            return Ok(bytes.len());
+        }
         let room = PIPE_BYTES_MAX.saturating_sub(pipe.bytes.len());
         if room == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -273,9 +277,7 @@ impl Sending {
             }
             pipe.cut_after = Some(left - count);
         }
-        if !pipe.ended {
-            pipe.bytes.extend(&bytes[..count]);
-        }
+        pipe.bytes.extend(&bytes[..count]);
         pipe.wake();
         Ok(count)
     }

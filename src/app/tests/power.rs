@@ -17,6 +17,11 @@ pub(super) fn forgive(operations: &mut [Operation], failures_us: &[u64]) -> Vec<
                 && operation.replied_us + UNSYNCED_US_MAX >= *failure_us
         };
         for operation in operations.iter_mut().filter(late) {
+            // What has changed nothing has no row, whatever it was answered with.
+            if operation.only_observes() {
+                operation.outcome = Outcome::Refused("answered before the power failed".to_owned());
+                continue;
+            }
             forgiven.push((*failure_us, operation.clone()));
             operation.outcome = Outcome::Unknown;
         }

@@ -476,7 +476,8 @@ async fn sync(journal: Journal, mode: SyncMode, life: Arc<Life>) {
 
 fn state(stored: &Stored) -> Option<Profile> {
     let profile = Profile { fields: texts(&stored.fields), expires_ms: stored.expires_ms };
-    (!stored.deleted).then_some(profile)
+    // A row without fields says no more than none: Redis has no empty hashes.
+    (!stored.deleted && !profile.fields.is_empty()).then_some(profile)
 }
 
 fn text(bytes: &[u8]) -> String {
