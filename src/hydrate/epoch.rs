@@ -138,6 +138,12 @@ impl EpochRecord {
         Self { epoch, first_ticket, settled: false, replaced, cached_before, flushes: None }
     }
 
+    /// Has every profile checked once more in the same epoch.
+    pub fn unsettle(&mut self) {
+        self.replaced &= !self.settled;
+        self.settled = false;
+    }
+
     /// Notes that every profile was checked. Nobody has looked at the keys of kinds that are not in
     /// the configuration; one of them may come back to it.
     pub fn settle(&mut self) {

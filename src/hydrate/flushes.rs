@@ -17,7 +17,8 @@ pub struct Flushes {
 }
 
 impl Flushes {
-    /// Reads the reply to `INFO commandstats` in either protocol; nothing where Redis does not tell. What has failed has flushed nothing.
+    /// Reads the reply to `INFO commandstats` in either protocol; nothing where Redis does not tell. What
+    /// has failed has flushed nothing.
     #[must_use]
     pub fn read(info: &str) -> Option<Self> {
         let mut lines = info.lines().skip_while(|line| !line.ends_with("# Commandstats"));

@@ -73,3 +73,29 @@ fn a_profile_that_expires_in_the_moment_in_which_it_is_brought_back_is_gone_ever
         assert!(places.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: {places:?}");
     }
 }
+
+#[test]
+fn a_flush_past_the_proxy_does_not_hide_behind_a_clients_that_never_arrived() {
+    for seed in [1, 2, 4, 5] {
+        let mut schedule = Schedule::draw(seed);
+        schedule.ttl_ms = None;
+        let found = with_rig(&schedule, async |rig| {
+            let mut talk = log_in(rig).await;
+            insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
+            sleep(Duration::from_millis(500)).await;
+            rig.act(Deed::FlushRedis(false)).await;
+            insist(&mut talk, &["HSET", "user:2", "a", "2"]).await;
+            rig.act(Deed::HoldRedis(0)).await;
+            let lose = async {
+                sleep(Duration::from_millis(20)).await;
+                rig.act(Deed::CutRedis).await;
+                rig.act(Deed::ReleaseRedis).await;
+            };
+            let (reply, ()) = tokio::join!(talk.ask(&["FLUSHALL"]), lose);
+            let reply = String::from_utf8_lossy(&reply.expect("an answer")).into_owned();
+            assert!(reply.contains("outcome unknown"), "{reply}");
+            insist(&mut talk, &["HGET", "user:1", "a"]).await
+        });
+        assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}");
+    }
+}

@@ -20,6 +20,17 @@ pub(super) struct OurFlushes {
     open: Cell<u64>,
     /// Redis has answered that they have happened.
     done: Cell<u64>,
+    /// Redis has counted one that is ours if one in doubt has happened, and another's if not.
+    unclear: Cell<bool>,
+}
+
+/// Whether Redis was flushed past the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FlushedPast {
+    No,
+    /// Unless a client's flush has happened whose outcome is unknown.
+    Perhaps,
+    Yes,
 }
 
 /// Puts together what tells this life of Redis from others.
@@ -56,22 +67,30 @@ impl Hydration {
     /// Takes note that a client's flush is answered, or never will be. One that Redis has refused, or
     /// that has never left, must not stand for another's.
     pub(in crate::dispatch) fn flush_ended(&self, happened: bool) {
-        let OurFlushes { open, done } = &self.flushes;
+        let OurFlushes { open, done, .. } = &self.flushes;
         open.set(open.get().saturating_sub(1));
         done.set(done.get() + u64::from(happened));
     }
 
-    /// Tells whether others must have flushed Redis, which counted `before` when the link was made and
-    /// counts `now`, when our clients had flushed it `ours` times at least.
-    fn is_flushed_past(&self, before: Option<Flushes>, now: Option<Flushes>, ours: u64) -> bool {
-        let OurFlushes { open, done } = &self.flushes;
-        let most = done.get() + open.get() + self.ledger.borrow().flushes_in_doubt() as u64;
-        match (before, now) {
+    /// Tells whether others have flushed Redis, which counted `before` when the link was made and counts
+    /// `now`, when our clients had flushed it `ours` times at least.
+    fn flushed_between(
+        &self,
+        before: Option<Flushes>,
+        now: Option<Flushes>,
+        ours: u64,
+    ) -> FlushedPast {
+        let OurFlushes { open, done, .. } = &self.flushes;
+        let sent = done.get() + open.get();
+        let in_doubt = self.ledger.borrow().flushes_in_doubt() as u64;
+        let (Some(before), Some(now)) = (before, now) else {
+            return if before == now { FlushedPast::No } else { FlushedPast::Yes };
+        };
+        match now.since(&before) {
+            Some(more) if (ours..=sent).contains(&more) => FlushedPast::No,
+            Some(more) if (ours..=sent + in_doubt).contains(&more) => FlushedPast::Perhaps,
             // Who resets the statistics could have flushed as well.
-            (Some(before), Some(now)) => {
-                now.since(&before).is_none_or(|more| more < ours || more > most)
-            }
-            (before, now) => before != now,
+            _ => FlushedPast::Yes,
         }
     }
 
@@ -82,17 +101,27 @@ impl Hydration {
         &self,
         record: Option<&mut EpochRecord>,
         now: Option<Flushes>,
-    ) -> bool {
+    ) -> FlushedPast {
         let before = record.as_ref().and_then(|record| record.flushes);
-        let past = self.is_flushed_past(before, now, self.flushes.done.get());
+        let past = self.flushed_between(before, now, self.flushes.done.get());
         self.flushes.done.set(0);
-        let Some(record) = record else { return false };
+        self.flushes.unclear.set(past == FlushedPast::Perhaps);
+        let Some(record) = record else { return FlushedPast::No };
         record.flushes = now;
+        if past == FlushedPast::Perhaps {
+            record.unsettle();
+        }
         // The record says that all is settled; with a flush past the proxy another one replaces it.
-        if !past && before != now {
+        if past != FlushedPast::Yes && before != now {
             self.remember(record);
         }
         past
+    }
+
+    /// Takes note of what has become of a client's flush in doubt; tells whether another's had been
+    /// taken for it.
+    pub(in crate::dispatch) fn mistook_flush(&self, happened: bool) -> bool {
+        self.flushes.unclear.take() && !happened
     }
 
     /// Returns how often our clients have flushed Redis since the link was made.
@@ -108,7 +137,7 @@ impl Hydration {
         }
         let mut state = self.state.borrow_mut();
         let Some(record) = &mut state.record else { return };
-        if self.is_flushed_past(record.flushes, now, ours) {
+        if self.flushed_between(record.flushes, now, ours) == FlushedPast::Yes {
             record.flushes = now;
             self.flushes.done.set(0);
             drop(state);

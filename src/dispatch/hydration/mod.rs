@@ -28,7 +28,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
-    epoch::{epoch_of, tell},
+    epoch::{FlushedPast, epoch_of, tell},
     held::HeldKeys,
 };
 use super::{CommandError, Gate, JournalTrouble, Ledger, Memory, Slot, private::block::OpenBlocks};
@@ -239,8 +239,8 @@ impl Hydration {
     fn check_again(self: &Rc<Self>, replaced: bool) -> bool {
         let mut state = self.state.borrow_mut();
         let State { record: Some(record), .. } = &mut *state else { return false };
-        record.replaced = replaced || record.replaced && !record.settled;
-        record.settled = false;
+        record.unsettle();
+        record.replaced |= replaced;
         let remembered = self.remember(record);
         self.distrust(&mut state);
         state.empty = false;
@@ -300,10 +300,14 @@ impl Hydration {
             return 0;
         }
         let flushes = Flushes::read(&server.command_stats);
-        let flushed = self.was_flushed_past(state.record.as_mut(), flushes);
-        let same = |record: &EpochRecord| record.epoch.is(&epoch) && !flushed;
+        let past = self.was_flushed_past(state.record.as_mut(), flushes);
+        let same = |record: &EpochRecord| record.epoch.is(&epoch) && past != FlushedPast::Yes;
         if let Some(record) = state.record.clone().filter(same) {
-            if record.settled {
+            if past == FlushedPast::Perhaps {
+                // Nothing counts before it is known what became of the client's flush.
+                self.begin(&mut state, server);
+                self.fence(&mut state);
+            } else if record.settled {
                 state.residency.settle();
                 self.trust();
             } else if !state.begun {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use super::script;
 use crate::dispatch::{
-    Client, CommandError, InDoubt, Outcome, Proxy, Slot, Upstream,
+    Client, CommandError, Hydration, InDoubt, Outcome, Proxy, Slot, Upstream,
     client::Profiles,
     now_ms,
     slot::{Capture, WriteSlot, push_note, take_note},
@@ -155,7 +155,12 @@ impl Outcome {
     /// Settles a flush in doubt by what the script has found; an error leaves it in doubt.
     pub(in crate::dispatch) fn look_for_profiles(&mut self, ticket: u64, reply: &[u8]) {
         let mut ledger = self.ledger.borrow_mut();
-        match integer(reply) {
+        let found = integer(reply);
+        let mistook = |hydration: &Rc<Hydration>| {
+            found.is_some_and(|found| hydration.mistook_flush(found == 0))
+        };
+        let mistaken = self.hydration.as_ref().is_some_and(mistook);
+        match found {
             Some(0) => {
                 self.change.clear();
                 let flush = Flush { ticket, at_ms: now_ms(), command: "recover", actor: "" };
@@ -164,6 +169,11 @@ impl Outcome {
             }
             Some(_) => ledger.void(ticket),
             None => {}
+        }
+        // What else is in doubt went with the other's flush, and cannot be read back.
+        if mistaken {
+            let next = ledger.next_ticket();
+            ledger.forsake(next);
         }
     }
 }
