@@ -29,9 +29,11 @@ const PG_LIVE_FROM: &str = "\
 /// Those of older journals come first. What was set aside before the last flush says no more than that
 /// the profile was there; the numbers of different journals do not compare, but their times do.
 const PG_LETTERS: &str = "\
-    select d.key, d.source = $1, d.sequence, case when not exists (select from history f \
-        where f.key = '*' and f.kind = '*' and case when f.source = d.source \
-        then f.sequence > d.sequence else f.at > d.at end) then d.record end \
+    with flushes as materialized \
+        (select source, sequence, at from history where key = '*' and kind = '*') \
+    select d.key, d.source = $1, d.sequence, case when not exists (select from flushes f \
+        where case when f.source = d.source then f.sequence > d.sequence \
+        else d.source <> $1 and f.at > d.at end) then d.record end \
     from dead_letters d where d.key = any($2) \
     order by d.source = $1, min(d.at) over (partition by d.key, d.source), d.source, d.sequence";
 
@@ -66,9 +68,11 @@ const SQLITE_LIVE_FROM: &str = "\
     from profiles where key >= ?1 and deleted_at is null order by key limit ?2";
 
 const SQLITE_LETTERS: &str = "\
-    select d.key, d.source = ?1, d.sequence, case when not exists (select 1 from history f \
-        where f.key = '*' and f.kind = '*' and case when f.source = d.source \
-        then f.sequence > d.sequence else f.at > d.at end) then d.record end \
+    with flushes as materialized \
+        (select source, sequence, at from history where key = '*' and kind = '*') \
+    select d.key, d.source = ?1, d.sequence, case when not exists (select 1 from flushes f \
+        where case when f.source = d.source then f.sequence > d.sequence \
+        else d.source <> ?1 and f.at > d.at end) then d.record end \
     from json_each(?2) as wanted join dead_letters d on d.key = wanted.value \
     order by d.source = ?1, min(d.at) over (partition by d.key, d.source), d.source, d.sequence";
 

@@ -99,3 +99,53 @@ fn a_flush_past_the_proxy_does_not_hide_behind_a_clients_that_never_arrived() {
         assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}");
     }
 }
+
+/// Has a transaction with a write to `user:1` and a FLUSHALL lost on its way, after somebody has flushed
+/// Redis past the proxy and another profile was written behind that; returns what is there of `user:1`.
+/// With `again` the next link is cut, too, so many milliseconds later.
+fn left_behind_a_lost_flush(seed: u64, again: Option<u64>) -> Vec<u8> {
+    let mut schedule = Schedule::draw(seed);
+    schedule.ttl_ms = None;
+    with_rig(&schedule, async |rig| {
+        let mut talk = log_in(rig).await;
+        insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
+        sleep(Duration::from_millis(500)).await;
+        rig.act(Deed::FlushRedis(false)).await;
+        insist(&mut talk, &["HSET", "user:2", "a", "2"]).await;
+        let block: [&[&str]; 3] = [&["MULTI"], &["HSET", "user:1", "b", "1"], &["FLUSHALL"]];
+        for words in block {
+            insist(&mut talk, words).await;
+        }
+        rig.act(Deed::HoldRedis(0)).await;
+        let lose = async {
+            sleep(Duration::from_millis(20)).await;
+            rig.act(Deed::CutRedis).await;
+            rig.act(Deed::ReleaseRedis).await;
+            if let Some(pause) = again {
+                sleep(Duration::from_millis(pause)).await;
+                rig.act(Deed::CutRedis).await;
+            }
+        };
+        let (reply, ()) = tokio::join!(talk.ask(&["EXEC"]), lose);
+        let reply = String::from_utf8_lossy(&reply.expect("an answer")).into_owned();
+        assert!(reply.contains("outcome unknown"), "{reply}");
+        insist(&mut talk, &["HGET", "user:1", "a"]).await
+    })
+}
+
+#[test]
+fn a_write_in_doubt_beside_a_flush_that_never_arrived_deletes_nothing() {
+    for seed in [1, 2, 4, 5] {
+        assert_eq!(left_behind_a_lost_flush(seed, None), b"$1\r\n1\r\n", "seed {seed}");
+    }
+}
+
+#[test]
+fn a_second_lost_link_does_not_hide_a_flush_past_the_proxy() {
+    for pause in 1..=120 {
+        for seed in [1, 2] {
+            let found = left_behind_a_lost_flush(seed, Some(pause));
+            assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}, {pause} ms");
+        }
+    }
+}

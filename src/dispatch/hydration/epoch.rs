@@ -13,15 +13,17 @@ use crate::{
     upstream::Server,
 };
 
-/// Flushes of our clients since the link was made. Of those whose outcome is unknown the ledger knows.
+/// Flushes of our clients since Redis's count was last compared with ours. Of those whose outcome is
+/// unknown the ledger knows.
 #[derive(Default)]
 pub(super) struct OurFlushes {
     /// On their way.
     open: Cell<u64>,
     /// Redis has answered that they have happened.
     done: Cell<u64>,
-    /// Redis has counted one that is ours if one in doubt has happened, and another's if not.
-    unclear: Cell<bool>,
+    /// What Redis had counted when one in doubt was needed to explain it. Until it is known what became
+    /// of that, the record keeps the older count, over further links and starts.
+    unclear: Cell<Option<Flushes>>,
 }
 
 /// Whether Redis was flushed past the proxy.
@@ -72,23 +74,23 @@ impl Hydration {
         done.set(done.get() + u64::from(happened));
     }
 
-    /// Tells whether others have flushed Redis, which counted `before` when the link was made and counts
-    /// `now`, when our clients had flushed it `ours` times at least.
+    /// Tells whether others have flushed Redis, which counted `before` and counts `now`. Our clients had
+    /// flushed it `ours` times at least when it was asked, over the lane, and what was on its way there
+    /// came behind the question.
     fn flushed_between(
         &self,
         before: Option<Flushes>,
         now: Option<Flushes>,
         ours: u64,
     ) -> FlushedPast {
-        let OurFlushes { open, done, .. } = &self.flushes;
-        let sent = done.get() + open.get();
-        let in_doubt = self.ledger.borrow().flushes_in_doubt() as u64;
         let (Some(before), Some(now)) = (before, now) else {
             return if before == now { FlushedPast::No } else { FlushedPast::Yes };
         };
+        let done = self.flushes.done.get();
+        let in_doubt = self.ledger.borrow().flushes_in_doubt() as u64;
         match now.since(&before) {
-            Some(more) if (ours..=sent).contains(&more) => FlushedPast::No,
-            Some(more) if (ours..=sent + in_doubt).contains(&more) => FlushedPast::Perhaps,
+            Some(more) if (ours..=done).contains(&more) => FlushedPast::No,
+            Some(more) if (ours..=done + in_doubt).contains(&more) => FlushedPast::Perhaps,
             // Who resets the statistics could have flushed as well.
             _ => FlushedPast::Yes,
         }
@@ -102,35 +104,52 @@ impl Hydration {
         record: Option<&mut EpochRecord>,
         now: Option<Flushes>,
     ) -> FlushedPast {
+        let OurFlushes { done, unclear, .. } = &self.flushes;
         let before = record.as_ref().and_then(|record| record.flushes);
-        let past = self.flushed_between(before, now, self.flushes.done.get());
-        self.flushes.done.set(0);
-        self.flushes.unclear.set(past == FlushedPast::Perhaps);
-        let Some(record) = record else { return FlushedPast::No };
-        record.flushes = now;
+        let past = self.flushed_between(before, now, done.get());
+        unclear.set(now.filter(|_| past == FlushedPast::Perhaps));
+        let Some(record) = record else {
+            done.set(0);
+            return FlushedPast::No;
+        };
         if past == FlushedPast::Perhaps {
             record.unsettle();
+            self.remember(record);
+            return past;
         }
+        done.set(0);
+        record.flushes = now;
         // The record says that all is settled; with a flush past the proxy another one replaces it.
-        if past != FlushedPast::Yes && before != now {
+        if past == FlushedPast::No && before != now {
             self.remember(record);
         }
         past
     }
 
-    /// Takes note of what has become of a client's flush in doubt; tells whether another's had been
-    /// taken for it.
-    pub(in crate::dispatch) fn mistook_flush(&self, happened: bool) -> bool {
-        self.flushes.unclear.take() && !happened
+    /// Takes note of what has become of a client's flush in doubt. Returns whether another's was taken
+    /// for it.
+    pub(in crate::dispatch) fn settle_flush(&self, happened: bool) -> bool {
+        let Some(counted) = self.flushes.unclear.take() else { return false };
+        self.flushes.done.set(0);
+        if let Some(record) = &mut self.state.borrow_mut().record {
+            record.flushes = Some(counted);
+            self.remember(record);
+        }
+        !happened
     }
 
-    /// Returns how often our clients have flushed Redis since the link was made.
+    /// Returns how often our clients have flushed Redis since its count was last compared with ours.
     pub(in crate::dispatch) fn flushes_done(&self) -> u64 {
         self.flushes.done.get()
     }
 
-    /// Compares Redis's count of flushes with our clients', who had flushed it `ours` times when it was
-    /// asked for: nobody could tell of another's between the start of the link and now.
+    /// Returns how many flushes of our clients are on their way over the lane.
+    pub(in crate::dispatch) fn flushes_open(&self) -> u64 {
+        self.flushes.open.get()
+    }
+
+    /// Compares Redis's count of flushes, asked for over the lane, with our clients', who had flushed it
+    /// `ours` times before: nobody could tell of another's between the start of the link and now.
     pub(in crate::dispatch) fn look_for_flushes(self: &Rc<Self>, now: Option<Flushes>, ours: u64) {
         if !Guard::Epochs.is_up() {
             return;
@@ -138,8 +157,12 @@ impl Hydration {
         let mut state = self.state.borrow_mut();
         let Some(record) = &mut state.record else { return };
         if self.flushed_between(record.flushes, now, ours) == FlushedPast::Yes {
-            record.flushes = now;
-            self.flushes.done.set(0);
+            if self.ledger.borrow().flush_in_doubt() {
+                self.flushes.unclear.set(now);
+            } else {
+                record.flushes = now;
+                self.flushes.done.set(0);
+            }
             drop(state);
             self.flushed_past();
         }

@@ -52,7 +52,7 @@ pub struct Memory {
     pub(super) links: Cell<u64>,
     pub(super) linked: Notify,
     /// Flushes of clients whose invalidation has not come yet.
-    flushes: Cell<u32>,
+    flushes: Cell<u64>,
 }
 
 impl Memory {
@@ -121,6 +121,11 @@ impl Memory {
     pub(super) fn count_flush(&self, sent: bool) {
         let flushes = self.flushes.get();
         self.flushes.set(if sent { flushes + 1 } else { flushes.saturating_sub(1) });
+    }
+
+    /// Begins to hear of flushes, of which so many of our clients' are on their way.
+    pub(super) fn expect_flushes(&self, open: u64) {
+        self.flushes.set(open);
     }
 
     /// Tells whether a flush that Redis reports is one that a client has sent over the lane.

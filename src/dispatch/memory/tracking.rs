@@ -105,8 +105,15 @@ async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run
         Ok(link) => {
             memory.cache.borrow_mut().turn_on();
             info!("reads of profiles are answered from memory");
-            let (keys, asked, flushed) = (None, None, false);
-            let news = News { memory, hydration, link, keys, written: 0, asked, flushed };
+            let news = News {
+                memory,
+                hydration,
+                link,
+                keys: None,
+                tickets: [0; 3],
+                asked: None,
+                flushed: false,
+            };
             match news.hear(links).await {
                 Ok(()) => End::Relinked,
                 Err(error) => End::Lost(error),
@@ -151,12 +158,19 @@ async fn begin(
         answer if answer == b"+OK\r\n" => {}
         answer => return Err(End::Refused(text(&answer))),
     }
-    // What was flushed until now nobody has told of.
+    if memory.links.get() != links {
+        return Err(End::Relinked);
+    }
+    // What was flushed before has no news to come; Redis's count tells whether we have asked for it.
+    memory.expect_flushes(hydration.flushes_open());
     let ours = hydration.flushes_done();
-    let ask = command(&["INFO", "commandstats"]);
-    let info = timeout(HEARTBEAT, link.ask(&ask)).await.map_err(|_| UpstreamError::Timeout)??;
+    let stats = hydration.ask(1, |out| push_command(out, &["INFO", "commandstats"], |_, _| {}));
+    let stats = stats.await?;
+    if ReplyKind::of(&stats) == ReplyKind::Error {
+        return Err(End::Lost(UpstreamError::Closed));
+    }
     if memory.links.get() == links {
-        hydration.look_for_flushes(Flushes::read(&String::from_utf8_lossy(&info)), ours);
+        hydration.look_for_flushes(Flushes::read(&String::from_utf8_lossy(&stats)), ours);
     }
     Ok(link)
 }
@@ -168,8 +182,9 @@ struct News<'a> {
     link: PrivateLink,
     /// Keys in the profiles' database, as of the last heartbeat.
     keys: Option<i64>,
-    /// The ticket of the first write since then.
-    written: u64,
+    /// The tickets of the next writes when it was asked for the last three times: a write that was on its
+    /// way when the keys were counted may have come behind that.
+    tickets: [u64; 3],
     /// When the question was asked that is not answered yet.
     asked: Option<Instant>,
     /// Somebody has flushed a database past the proxy since then.
@@ -203,14 +218,16 @@ impl News<'_> {
 
     fn ask(&mut self) -> Result<(), UpstreamError> {
         self.asked = Some(Instant::now());
+        let [_, before, last] = self.tickets;
+        self.tickets = [before, last, self.hydration.ledger.borrow().next_ticket()];
         self.link.push(&command(&["DBSIZE"]));
         self.link.flush()
     }
 
     /// Takes everything that was received.
     fn take(&mut self) -> Result<(), UpstreamError> {
-        let Self { memory, hydration, keys, written, asked, flushed, .. } = self;
-        let ticket = hydration.ledger.borrow().next_ticket();
+        let written = self.hydration.ledger.borrow().next_ticket() > self.tickets[0];
+        let Self { memory, keys, asked, flushed, .. } = self;
         let mut lost = None;
         self.link.hand_over(|reply| {
             if ReplyKind::of(reply) == ReplyKind::Push {
@@ -218,9 +235,9 @@ impl News<'_> {
             } else if asked.take().is_some() {
                 let now = integer(reply);
                 if std::mem::take(flushed) {
-                    lost = Some((*keys, ticket.saturating_sub(*written), now));
+                    lost = Some((*keys, written, now));
                 }
-                (*keys, *written) = (now, ticket);
+                *keys = now;
             } else {
                 return Err(UpstreamError::StrayReply);
             }
@@ -253,12 +270,10 @@ fn invalidate(memory: &Memory, push: &[u8]) -> bool {
 }
 
 /// Tells whether a flush was one of the profiles' database. The heartbeat that has counted the keys
-/// `before` may have been a second ago; each write to a profile since then may have added one, and
-/// clients write on.
-fn is_flush(before: Option<i64>, written: u64, now: Option<i64>) -> bool {
-    let keys = before.map(|before| before.saturating_add_unsigned(written));
-    match (keys, now) {
-        (Some(keys), Some(now)) => now < keys - keys / 2,
+/// `before` may have been a second ago, and clients write on, also the first profiles.
+fn is_flush(before: Option<i64>, written: bool, now: Option<i64>) -> bool {
+    match (before, now) {
+        (Some(before), Some(now)) => now < before - before / 2 || now == 0 && written,
         _ => true,
     }
 }

@@ -212,6 +212,12 @@ impl Ledger {
         self.flushes_in_doubt > 0
     }
 
+    /// Tells whether a write is in doubt, and no flush that would have to be settled before it.
+    #[must_use]
+    pub fn awaits_snapshot(&self, ticket: u64) -> bool {
+        !self.flush_in_doubt() && self.in_doubt.contains_key(&ticket)
+    }
+
     /// Returns how many flushes are in doubt.
     #[must_use]
     pub fn flushes_in_doubt(&self) -> usize {

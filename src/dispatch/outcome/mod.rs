@@ -329,9 +329,9 @@ impl Receiver for Outcome {
             }
             Slot::Snapshot { ticket, notes: length } => {
                 self.snapshots_open = self.snapshots_open.saturating_sub(1);
-                // What Redis does not tell stays in doubt, and is asked for again; so does what
-                // would come before a flush that it should come behind.
-                if !self.ledger.borrow().flush_in_doubt() {
+                // What Redis does not tell stays in doubt, and is asked for again; so does what would
+                // come before a flush that it should come behind. Some was given up since it was asked.
+                if self.ledger.borrow().awaits_snapshot(*ticket) {
                     let note = notes.get(..*length as usize).unwrap_or_default();
                     self.snapshot(*ticket, note, bytes);
                 }

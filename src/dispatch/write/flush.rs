@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use super::script;
 use crate::dispatch::{
-    Client, CommandError, Hydration, InDoubt, Outcome, Proxy, Slot, Upstream,
+    Client, CommandError, InDoubt, Outcome, Proxy, Slot, Upstream,
     client::Profiles,
     now_ms,
     slot::{Capture, WriteSlot, push_note, take_note},
@@ -152,26 +152,25 @@ impl Outcome {
         ledger.change(slot.ticket, &self.change);
     }
 
-    /// Settles a flush in doubt by what the script has found; an error leaves it in doubt.
+    /// Settles a flush in doubt by what the script has found; an error leaves it in doubt. If it has not
+    /// happened and Redis was flushed all the same, what else is in doubt is given up: it went with the
+    /// flush of somebody else, and what is read back now would be taken for a deletion.
     pub(in crate::dispatch) fn look_for_profiles(&mut self, ticket: u64, reply: &[u8]) {
         let mut ledger = self.ledger.borrow_mut();
-        let found = integer(reply);
-        let mistook = |hydration: &Rc<Hydration>| {
-            found.is_some_and(|found| hydration.mistook_flush(found == 0))
-        };
-        let mistaken = self.hydration.as_ref().is_some_and(mistook);
-        match found {
-            Some(0) => {
-                self.change.clear();
-                let flush = Flush { ticket, at_ms: now_ms(), command: "recover", actor: "" };
-                flush.encode(&mut self.change);
-                ledger.change(ticket, &self.change);
-            }
-            Some(_) => ledger.void(ticket),
-            None => {}
+        let Some(found) = integer(reply) else { return };
+        if !ledger.in_doubt().contains_key(&ticket) {
+            return;
         }
-        // What else is in doubt went with the other's flush, and cannot be read back.
-        if mistaken {
+        let happened = found == 0;
+        if happened {
+            self.change.clear();
+            let flush = Flush { ticket, at_ms: now_ms(), command: "recover", actor: "" };
+            flush.encode(&mut self.change);
+            ledger.change(ticket, &self.change);
+        } else {
+            ledger.void(ticket);
+        }
+        if self.hydration.as_ref().is_some_and(|hydration| hydration.settle_flush(happened)) {
             let next = ledger.next_ticket();
             ledger.forsake(next);
         }

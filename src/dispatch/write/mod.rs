@@ -147,17 +147,21 @@ impl Proxy {
         request: &Request<'_>,
         kind: &Kind,
     ) -> Option<Due> {
-        let ttl = kind.ttl()?;
         let mut retention = self.retention.borrow_mut();
         match write {
             ProfileWrite::SetFields
             | ProfileWrite::SetAbsent
             | ProfileWrite::Increment
-            | ProfileWrite::IncrementFloat => retention.due(request.argument(1), ttl, now_ms()),
+            | ProfileWrite::IncrementFloat => {
+                let ttl = kind.ttl()?;
+                retention.due(request.argument(1), ttl, now_ms())
+            }
             // The expiry goes with the profile, or a client takes it into its own hands.
             _ => {
                 let ticket = self.ledger.borrow().next_ticket();
-                spec.keys(request).for_each(|key| retention.taken_by(key, ticket));
+                let has_ttl = |key: &&[u8]| self.schema.kind_of(key).and_then(Kind::ttl).is_some();
+                let keys = spec.keys(request).filter(has_ttl);
+                keys.for_each(|key| retention.taken_by(key, ticket));
                 None
             }
         }

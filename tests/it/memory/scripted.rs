@@ -24,7 +24,9 @@ const FIELDS: &str = "*2\r\n$1\r\nn\r\n$1\r\n1\r\n";
 impl Scripted {
     fn start() -> Scripted {
         let upstream = FakeUpstream::start();
+        // This Redis has no keys, also right behind the first write.
         let options = Proxy::options().upstream(upstream.url()).config(OPEN_SCHEMA);
+        let options = options.allows_log("flushed past the proxy");
         let (proxy, lane, news) = thread::scope(|scope| {
             let links = scope.spawn(|| {
                 let mut lane = upstream.accept();
@@ -37,6 +39,9 @@ impl Scripted {
                 });
                 lane.expect("CLIENT TRACKING ON REDIRECT 7 OPTIN");
                 lane.reply("+OK\r\n");
+                let stats = lane.request_line();
+                assert_eq!(stats, "INFO commandstats");
+                lane.reply(handshake_reply(&[b"INFO".to_vec(), b"commandstats".to_vec()]));
                 (lane, sender)
             });
             let proxy = options.start();
