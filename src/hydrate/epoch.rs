@@ -12,7 +12,7 @@
 //! cached session:{id}     those of them that Redis may lack, '-' for none
 //! cached_before -         those that it was free to lack before and that were not checked since
 //! first_ticket 1042       writes with lower tickets belong to earlier epochs
-//! flushes 2 5123 false    how often Redis had been flushed when the link was made, of how many commands,
+//! flushes 2 5123 false    how often Redis had been flushed when that was last asked, of how many commands,
 //!                         and whether it had begun to count anew; '-' if not told
 //! settled true            every profile was checked in this epoch
 //! replaced false          the database lacks what the journal has let go of, while it is not
@@ -108,7 +108,7 @@ pub struct EpochRecord {
     /// The patterns of kinds that had `cache_ttl` before: until their profiles were checked, an expiry
     /// in Redis may be how long it was to keep its copy.
     pub cached_before: String,
-    /// Flushes that Redis had counted when the link was made, by whomever; none where it does not tell.
+    /// Flushes that Redis had counted when it was last asked, by whomever; none where it does not tell.
     pub flushes: Option<Flushes>,
 }
 
