@@ -285,11 +285,11 @@ impl Lookup {
         let letters: Vec<_> = letters.iter().filter(|letter| letter.key == key).collect();
         // A flush leaves a tombstone of each row, and none of what was only set aside.
         let flushed = letters.iter().rfind(|letter| letter.record.is_none());
-        let tombstone = || {
-            let sequence = flushed.map(|letter| if letter.own { letter.sequence } else { 0 });
-            sequence.map(|sequence| (Row { deleted: true, ..Row::default() }, sequence))
+        let tombstone = |letter: &&Letter| {
+            let sequence = if letter.own { letter.sequence } else { 0 };
+            (Row { deleted: true, ..Row::default() }, sequence)
         };
-        let row = row.or_else(tombstone);
+        let row = row.or_else(|| flushed.map(tombstone));
         let (own, older): (Vec<_>, Vec<_>) = letters.into_iter().partition(|letter| letter.own);
         let row = with_older(row, &older);
         let mut records: Vec<(u64, &[u8])> = (own.iter())

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use crate::hydrate::wait_for_link;
-use crate::support::client::{Client, Reply, command};
+use crate::memory::{news_link, wait_until_on};
+use crate::support::client::{Reply, command};
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::setup::{OPEN_KIND, Setup};
 use crate::support::wait_until;
@@ -134,7 +135,7 @@ fn a_flush_right_behind_the_first_profiles_is_noticed() {
     let options = options().expects_log("flushed past the proxy");
     let setup = Setup::servers_with(options);
     setup.proxy.wait_until_checked();
-    wait_until("memory to be used", BOUND, || (setup.metric("cache_on") > 0.5).then_some(()));
+    wait_until_on(&setup.proxy, true);
     let (mut client, mut direct) = (setup.proxy.client(), setup.store_client());
     // Three times, since one of them may have a heartbeat in its middle.
     for round in 0..3 {
@@ -157,28 +158,16 @@ fn a_flush_right_behind_the_first_profiles_is_noticed() {
 fn a_flush_while_only_the_connection_for_news_is_lost_is_noticed() {
     let options = options().expects_log("flushed past the proxy");
     let setup = start_with(options);
-    wait_until("memory to be used", BOUND, || (setup.metric("cache_on") > 0.5).then_some(()));
+    wait_until_on(&setup.proxy, true);
     let mut direct = setup.store_client();
-    let list = command(&mut direct, "CLIENT LIST");
-    let list = String::from_utf8_lossy(list.bytes()).into_owned();
-    let news = list.lines().find(|line| line.contains(" name=profile-proxy-news:"));
-    let id =
-        news.and_then(|line| line.split_whitespace().find_map(|part| part.strip_prefix("id=")));
+    let id = news_link(&mut direct).expect("a connection for news");
     let loads = setup.metric("loads_total");
     command(&mut direct, "MULTI");
-    command(&mut direct, &format!("CLIENT KILL ID {}", id.expect("a connection for news")));
+    command(&mut direct, &format!("CLIENT KILL ID {id}"));
     command(&mut direct, "FLUSHALL");
     command(&mut direct, "EXEC");
     wait_for_checks(&setup, loads);
     assert_nothing_is_missed(&setup);
-}
-
-/// The id of the connection on which Redis tells of flushes.
-fn news(direct: &mut Client) -> Option<String> {
-    let list = command(direct, "CLIENT LIST");
-    let list = String::from_utf8_lossy(list.bytes()).into_owned();
-    let line = list.lines().find(|line| line.contains(" name=profile-proxy-news:"))?;
-    line.split_whitespace().find_map(|part| part.strip_prefix("id=")).map(str::to_owned)
 }
 
 /// A client flushes while nobody hears the news; what is counted for it must not stand for another's.
@@ -186,20 +175,17 @@ fn news(direct: &mut Client) -> Option<String> {
 fn a_flush_of_ours_that_no_news_tell_of_stands_for_no_other() {
     let options = options().expects_log("flushed past the proxy");
     let setup = start_with(options);
-    let remembers = || {
-        wait_until("memory to be used", BOUND, || (setup.metric("cache_on") > 0.5).then_some(()));
-    };
-    remembers();
+    wait_until_on(&setup.proxy, true);
     let (mut client, mut direct) = (setup.proxy.client(), setup.store_client());
     // Three times, since the connection may be there again before the flush.
     for _ in 0..3 {
-        let before = news(&mut direct).expect("a connection for news");
+        let before = news_link(&mut direct).expect("a connection for news");
         command(&mut direct, &format!("CLIENT KILL ID {before}"));
         command(&mut client, "FLUSHALL");
         wait_until("another connection for news", BOUND, || {
-            news(&mut direct).filter(|id| *id != before).map(drop)
+            news_link(&mut direct).filter(|id| *id != before).map(drop)
         });
-        remembers();
+        wait_until_on(&setup.proxy, true);
     }
     for number in 0..20 {
         let words = ["HSET", &format!("user:{number}"), "login_count", "41"];

@@ -99,9 +99,7 @@ pub async fn track(
 /// Has Redis tell of changes and hears it; returns when that ends.
 async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run_id: &str) -> End {
     let links = memory.links.get();
-    match begin(memory, hydration, pool, run_id).await {
-        // What the lane was told before it was linked anew is void.
-        Ok(_) if memory.links.get() != links => End::Relinked,
+    match begin(memory, hydration, pool, run_id, links).await {
         Ok(link) => {
             memory.cache.borrow_mut().turn_on();
             info!("reads of profiles are answered from memory");
@@ -130,8 +128,10 @@ async fn begin(
     hydration: &Rc<Hydration>,
     pool: &Pool,
     run_id: &str,
+    links: u64,
 ) -> Result<PrivateLink, End> {
-    let links = memory.links.get();
+    // What the lane was told before it was linked anew is void.
+    let linked = || if memory.links.get() == links { Ok(()) } else { Err(End::Relinked) };
     let mut link = pool.take(false).await?;
     let introduce = async {
         let hello = link.ask(&command(&["HELLO", "3"])).await?;
@@ -158,9 +158,7 @@ async fn begin(
         answer if answer == b"+OK\r\n" => {}
         answer => return Err(End::Refused(text(&answer))),
     }
-    if memory.links.get() != links {
-        return Err(End::Relinked);
-    }
+    linked()?;
     // What was flushed before has no news to come; Redis's count tells whether we have asked for it.
     memory.expect_flushes(hydration.flushes_open());
     let ours = hydration.flushes_done();
@@ -169,9 +167,8 @@ async fn begin(
     if ReplyKind::of(&stats) == ReplyKind::Error {
         return Err(End::Lost(UpstreamError::Closed));
     }
-    if memory.links.get() == links {
-        hydration.look_for_flushes(Flushes::read(&String::from_utf8_lossy(&stats)), ours);
-    }
+    linked()?;
+    hydration.look_for_flushes(Flushes::read(&String::from_utf8_lossy(&stats)), ours);
     Ok(link)
 }
 

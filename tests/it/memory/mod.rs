@@ -65,7 +65,7 @@ fn metric(proxy: &Proxy, name: &str) -> f64 {
 }
 
 #[track_caller]
-fn wait_until_on(proxy: &Proxy, on: bool) {
+pub(crate) fn wait_until_on(proxy: &Proxy, on: bool) {
     wait_until("the memory to be on or off", BOUND, || {
         ((metric(proxy, "on") > 0.5) == on).then_some(())
     });
@@ -263,12 +263,17 @@ fn metric_links(proxy: &Proxy) -> f64 {
     proxy.metrics().sum("profile_proxy_upstream_links_total", &[])
 }
 
-fn kill_news(direct: &mut Client) {
+/// The id of the connection on which Redis tells of changes.
+pub(crate) fn news_link(direct: &mut Client) -> Option<String> {
     let list = direct.command(&["CLIENT", "LIST"]);
     let list = String::from_utf8_lossy(list.bytes()).into_owned();
-    let line = list.lines().find(|line| line.contains("-news:")).expect("a connection for news");
-    let id = line.split_whitespace().find_map(|part| part.strip_prefix("id=")).unwrap();
-    assert_eq!(direct.command(&["CLIENT", "KILL", "ID", id]).integer(), 1);
+    let line = list.lines().find(|line| line.contains(" name=profile-proxy-news:"))?;
+    line.split_whitespace().find_map(|part| part.strip_prefix("id=")).map(str::to_owned)
+}
+
+fn kill_news(direct: &mut Client) {
+    let id = news_link(direct).expect("a connection for news");
+    assert_eq!(direct.command(&["CLIENT", "KILL", "ID", &id]).integer(), 1);
 }
 
 #[test]

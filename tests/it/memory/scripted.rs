@@ -39,8 +39,7 @@ impl Scripted {
                 });
                 lane.expect("CLIENT TRACKING ON REDIRECT 7 OPTIN");
                 lane.reply("+OK\r\n");
-                let stats = lane.request_line();
-                assert_eq!(stats, "INFO commandstats");
+                lane.expect("INFO commandstats");
                 lane.reply(handshake_reply(&[b"INFO".to_vec(), b"commandstats".to_vec()]));
                 (lane, sender)
             });
