@@ -20,7 +20,8 @@ pub enum Guard {
     Tombstones,
     /// Every transaction takes the rows of a batch in the order of their keys.
     Sorting,
-    /// A profile that Redis may lack is written by one command at a time.
+    /// Nobody takes what a write has begun that found no profile for the profile, and nobody else has
+    /// the profile while it is brought.
     Claims,
     /// What a write in doubt has left of a profile that Redis may lack is removed.
     Removal,

@@ -233,7 +233,7 @@ impl Proxy {
             Err(error) => {
                 // What was done for a command that is refused says nothing about the next one.
                 client.examined.take();
-                client.again.set(false);
+                client.tried.take();
                 if error.aborts() {
                     Self::abort(client);
                 }

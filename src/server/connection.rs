@@ -295,6 +295,7 @@ impl Connection {
                 }
                 Pause::Load(gate) => {
                     Box::pin(self.load(&gate)).await;
+                    // As long as there is the gate, the request is let in.
                     pause = self.take(0);
                     continue;
                 }

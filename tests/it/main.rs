@@ -9,6 +9,7 @@ mod admin;
 mod bad_input;
 mod busy_script;
 mod bytes_under_way;
+mod cache_claims;
 mod cache_faults;
 mod cache_kinds;
 mod cache_letters;

@@ -228,11 +228,15 @@ impl Outcome {
         replies: &[u8],
     ) {
         client.received(block.replies());
+        if visit.is_spoiled() {
+            return self.spoiled(visit, block, notes);
+        }
         let (multi, rest) = replies.split_at_checked(framed(replies, 1)).unwrap_or_default();
         // Without MULTI (the rights of our user at Redis were narrowed) the commands have run one by
         // one, and nobody can say what they have met.
         if ReplyKind::of(multi) == ReplyKind::Error {
             self.tell_of_refused_multi();
+            visit.spoil();
             self.lose_visit(block, notes, Failure::Unknown);
             return self.fail_visit(client, visit, &CommandError::OutcomeUnknown);
         }
@@ -276,16 +280,20 @@ impl Outcome {
     /// seen: it is in doubt until that is removed.
     fn missed(&mut self, visit: &Visit, block: &Block, notes: &[u8]) {
         self.lose_visit(block, notes, Failure::Unknown);
-        let mut missed = visit.missed.borrow_mut();
-        for write in block.writes() {
-            missed.extend(write.ticket..write.ticket + u64::from(write.changes));
-        }
-        drop(missed);
-        // A reader lets others in, of whom one may bring the profile.
-        if visit.reads {
-            visit.release();
+        // A reader has begun none, and lets others in, of whom one may bring the profile.
+        match visit.reads {
+            true => visit.release(),
+            false => visit.spoil(),
         }
         visit.come_to(Stage::Missed);
+    }
+
+    /// A write in front of this one has found no profile, so this one has found none either. What it
+    /// has written went to what that write has left, and is removed with it.
+    fn spoiled(&mut self, visit: &Visit, block: &Block, notes: &[u8]) {
+        self.lose_visit(block, notes, Failure::Unknown);
+        visit.release();
+        visit.come_to(Stage::Spoiled);
     }
 
     /// Redis has refused the block, with the words of its first error.
@@ -300,7 +308,11 @@ impl Outcome {
     ) {
         let failure = match exec.starts_with(b"-EXECABORT") {
             true => Failure::NotSent,
-            false => Failure::Unknown,
+            // Whatever it has done is removed, and nobody may take it for the profile.
+            false => {
+                visit.spoil();
+                Failure::Unknown
+            }
         };
         self.lose_visit(block, notes, failure);
         let answer = match first_error(replies).filter(|_| block.single) {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
-use super::{Stage, Visit};
+use super::{Stage, Visit, Visited};
 use crate::dispatch::{
     CommandError, Hydration, JournalTrouble, Slot, now_ms, outcome::recovery::push_removal,
 };
@@ -40,6 +40,7 @@ impl Hydration {
     }
 
     async fn read_visited(&self, visit: &Visit) -> Result<Vec<Brought>, CommandError> {
+        visit.alone().await;
         let _place = self.places.acquire().await.ok();
         let held = self.look_at_visited(visit).await?;
         // What the journal has failed to write may be there at the next start.
@@ -74,17 +75,23 @@ impl Hydration {
         Ok(brought)
     }
 
-    /// Removes what a write has left of profiles that were not there, and reads what Redis holds.
+    /// Removes what writes have left of profiles that were not there, and reads what Redis holds.
+    /// Those writes are in doubt until then: the one of this visit, and whatever it has spoiled.
     async fn look_at_visited(&self, visit: &Visit) -> Result<Vec<Held>, CommandError> {
         if self.lane.state() != LinkState::Up {
             return Err(CommandError::UpstreamDown);
         }
-        let missed = visit.missed.take();
+        let doubts = |visited: &Visited| {
+            let ledger = self.ledger.borrow();
+            let in_doubt = ledger.in_doubt().iter().filter(|(_, key)| **key == visited.key);
+            in_doubt.map(|(ticket, _)| *ticket).collect::<Vec<u64>>()
+        };
+        let missed: Vec<Vec<u64>> = visit.keys.iter().map(doubts).collect();
         let (answer, answered) = oneshot::channel();
         let count = visit.keys.len();
         self.lane.submit(Protocol::Resp2, |batch| {
-            if let (Some(visited), [_, ..]) = (visit.keys.first(), missed.as_slice()) {
-                for ticket in &missed {
+            for (visited, tickets) in visit.keys.iter().zip(&missed) {
+                for ticket in tickets {
                     push_removal(batch, &visited.key, Slot::Removed { ticket: *ticket });
                 }
             }
@@ -97,7 +104,7 @@ impl Hydration {
         self.lane.wake();
         let replies = answered.await.map_err(|_| CommandError::UpstreamDown)?;
         let ledger = self.ledger.borrow();
-        if missed.iter().any(|ticket| ledger.in_doubt().contains_key(ticket)) {
+        if missed.iter().flatten().any(|ticket| ledger.in_doubt().contains_key(ticket)) {
             return Err(CommandError::Unloaded);
         }
         let mut rest = replies.as_slice();

@@ -6,13 +6,21 @@
 //! nor expires anything inside of one.
 //!
 //! ```text
-//! claim    the profiles: one writer alone, or any number of readers (`hydration/held.rs`)
+//! claim    the profiles, together with others that try (`hydration/held.rs`)
 //! try      MULTI, EXISTS for each, the command, EXEC              all were there: it is answered
+//! claim    the profiles alone, if one was not there
 //! bring    what a write has left of a profile that was not there is removed, and only then is it
 //!          void; the profiles are read from Redis or, where it lacks them, from the database with
 //!          all that is pending (`bring.rs`)
 //! try      MULTI, the profiles whole, the command, EXEC           whatever was evicted meanwhile
 //! ```
+//!
+//! Any number of clients try at the same time, and follow each other on the lane: whoever meets the
+//! profile there meets it whole, and it is recorded in the order in which it was written. What must
+//! not be is that somebody takes for the profile what a write has begun that found none. That write
+//! *spoils* the claim. Its reply comes before those of all who can have met what it has left, so
+//! they know: they have met nothing, and run again. No more are let in, and when these are out the
+//! claim is the write's own. A reader that misses has left nothing and spoils nothing.
 //!
 //! A transaction and a DEL of several keys have effects on other keys, so they begin with `bring`.
 //! A look between two blocks finds a profile whole or not at all; to remove one is harmless at any
@@ -24,7 +32,7 @@ mod bring;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashSet,
+    collections::BTreeSet,
     rc::Rc,
 };
 
@@ -34,7 +42,10 @@ pub(super) use self::block::Block;
 use self::bring::Brought;
 use super::{
     Client, CommandError, Gate, Hydration, Proxy, Silence, Step,
-    hydration::{gate::names_profiles, held::HeldKeys},
+    hydration::{
+        gate::names_profiles,
+        held::{HeldKeys, Way},
+    },
     private::is_taken_up,
 };
 use crate::{
@@ -46,15 +57,16 @@ use crate::{
 pub struct Visit {
     held: Rc<HeldKeys>,
     keys: Vec<Visited>,
-    /// It changes nothing, so others may read the same profiles meanwhile.
+    /// It changes nothing.
     reads: bool,
+    /// Others may be on the lane with the same profiles.
+    shares: Cell<bool>,
+    tried: Tried,
     /// The round of checks in which the claim was made.
     generation: u64,
     /// The client does not hear the answer.
     muted: bool,
     stage: RefCell<Stage>,
-    /// Writes that went to a profile which was not there; they are in doubt until it is removed.
-    missed: RefCell<Vec<u64>>,
     gate: RefCell<Rc<Gate>>,
     released: Cell<bool>,
 }
@@ -72,12 +84,27 @@ enum Stage {
     Sent,
     /// A profile was not there.
     Missed,
+    /// It came behind a write that has found no profile, so what it has met was none.
+    Spoiled,
     /// The profiles are being read.
     Bringing,
     /// They are here, or cannot be had.
     Brought(Result<Vec<Brought>, CommandError>),
     /// The client has its answer.
     Answered,
+}
+
+/// What has become of a request that is run again.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Tried {
+    /// It was not tried.
+    #[default]
+    Never,
+    /// A write in front of it has found no profile. The next try finds what that write has brought,
+    /// if it has: where there is no profile it may be a write again that spoils it.
+    Spoiled,
+    /// It has not found its profiles, or not as they are, and has to bring them.
+    Missed,
 }
 
 /// What a command does to profiles that Redis may lack.
@@ -92,26 +119,57 @@ pub(super) enum Use {
 }
 
 impl Visit {
-    fn claim(hydration: &Rc<Hydration>, client: &Client, keys: &[&[u8]], reads: bool) -> Rc<Self> {
-        let mut seen = HashSet::new();
+    fn claim(
+        hydration: &Rc<Hydration>,
+        client: &Client,
+        keys: &[&[u8]],
+        use_: Use,
+        tried: Tried,
+    ) -> Rc<Self> {
+        let shares = use_.shares(tried);
+        let mut seen = BTreeSet::new();
         let keys = keys.iter().filter(|key| seen.insert(**key));
         let visited = keys.filter_map(|key| {
             let cache_ttl = hydration.schema.kind_of(key)?.cache_ttl()?;
-            let claim = hydration.held.claim(key, reads);
+            let claim = hydration.held.claim(key, shares);
             let cache_ttl_ms = cache_ttl.as_millis() as u64;
             Some(Visited { key: key.to_vec(), claim, cache_ttl_ms })
         });
         Rc::new(Self {
             keys: visited.collect(),
             held: Rc::clone(&hydration.held),
-            reads,
+            reads: shares && use_ == Use::Reads,
+            shares: Cell::new(shares),
+            tried,
             generation: hydration.generation(),
             muted: client.silence.get() != Silence::None,
             stage: RefCell::new(Stage::Sent),
-            missed: RefCell::default(),
             gate: RefCell::default(),
             released: Cell::new(false),
         })
+    }
+
+    /// Tells whether what it has met may be what a write has left that found no profile.
+    fn is_spoiled(&self) -> bool {
+        let spoiled = |visited: &Visited| self.held.is_spoiled(&visited.key, visited.claim);
+        self.shares.get() && self.keys.iter().any(spoiled)
+    }
+
+    /// Takes the claim for itself, because what it has written may have met no profile.
+    fn spoil(&self) {
+        if !self.reads && self.shares.replace(false) {
+            self.keys.iter().for_each(|visited| self.held.spoil(&visited.key, visited.claim));
+        }
+    }
+
+    /// Waits until the profiles are its own: whoever shares the claim is on the lane, and spoiled.
+    async fn alone(&self) {
+        for visited in &self.keys {
+            if let Some(gate) = self.held.others(&visited.key, visited.claim) {
+                // It is only ever opened.
+                let _ = gate.opened().await;
+            }
+        }
     }
 
     /// Ends the claim.
@@ -125,6 +183,13 @@ impl Visit {
     fn come_to(&self, stage: Stage) {
         self.stage.replace(stage);
         self.gate.borrow().pass();
+    }
+}
+
+impl Use {
+    /// Tells whether others may be on the lane meanwhile.
+    fn shares(self, tried: Tried) -> bool {
+        self != Self::WritesSeveral && tried != Tried::Missed
     }
 }
 
@@ -184,6 +249,7 @@ impl Proxy {
         &self,
         hydration: &Rc<Hydration>,
         client: &Rc<Client>,
+        former: Option<&Gate>,
         spec: &'static Spec,
         request: &Request<'_>,
         use_: Use,
@@ -195,17 +261,16 @@ impl Proxy {
             return Ok(Some(Step::Drain));
         }
         let keys: Vec<&[u8]> = spec.keys(request).collect();
-        let again = client.again.take();
-        let reads = use_ == Use::Reads && !again;
-        if let Some(gate) = self.approach(hydration, &keys, reads)? {
-            client.again.set(again);
+        let tried = client.tried.take();
+        let way = Way::to_claim(use_.shares(tried), former);
+        if let Some(gate) = self.approach(hydration, &keys, way)? {
+            client.tried.set(tried);
             return Ok(Some(Step::Load(gate)));
         }
-        let visit = Visit::claim(hydration, client, &keys, reads);
-        match use_ {
-            _ if again => Ok(Some(Self::bring(hydration, client, visit))),
-            Use::WritesSeveral => Ok(Some(Self::bring(hydration, client, visit))),
-            Use::Reads | Use::Writes => self.send_visit(client, visit, request, None).map(Some),
+        let visit = Visit::claim(hydration, client, &keys, use_, tried);
+        match way.shares {
+            true => self.send_visit(client, visit, request, None).map(Some),
+            false => Ok(Some(Self::bring(hydration, client, visit))),
         }
     }
 
@@ -214,6 +279,7 @@ impl Proxy {
         &self,
         hydration: &Rc<Hydration>,
         client: &Rc<Client>,
+        former: Option<&Gate>,
     ) -> Result<Option<Step>, CommandError> {
         let session = client.session.borrow();
         let Some(queue) = session.queue.as_ref().filter(|queue| !queue.is_aborted()) else {
@@ -242,12 +308,13 @@ impl Proxy {
         if client.owed() > 0 {
             return Ok(Some(Step::Drain));
         }
-        client.again.set(false);
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-        if let Some(gate) = self.approach(hydration, &keys, false)? {
+        if let Some(gate) = self.approach(hydration, &keys, Way::to_claim(false, former))? {
             return Ok(Some(Step::Load(gate)));
         }
-        Ok(Some(Self::bring(hydration, client, Visit::claim(hydration, client, &keys, false))))
+        let (use_, tried) = (Use::WritesSeveral, client.tried.take());
+        let visit = Visit::claim(hydration, client, &keys, use_, tried);
+        Ok(Some(Self::bring(hydration, client, visit)))
     }
 
     /// Finds what is in the way of a claim.
@@ -255,9 +322,9 @@ impl Proxy {
         &self,
         hydration: &Rc<Hydration>,
         keys: &[&[u8]],
-        reads: bool,
+        way: Way<'_>,
     ) -> Result<Option<Rc<Gate>>, CommandError> {
-        if let Some(gate) = hydration.touch(keys.iter().copied(), reads)? {
+        if let Some(gate) = hydration.touch_together(keys, way)? {
             return Ok(Some(gate));
         }
         // Whatever a write in doubt has left in Redis is removed before anybody sees it.
@@ -290,17 +357,22 @@ impl Proxy {
                 Ok(Step::Next)
             }
             Stage::Missed if visit.reads => {
-                drop(visit);
                 // As long as there is no profile, the next try would miss it as well.
-                client.again.set(true);
-                return self.run(client, request);
+                client.tried.set(Tried::Missed);
+                return self.run_again(client, visit, request);
+            }
+            Stage::Spoiled => {
+                client.tried.set(match visit.tried {
+                    Tried::Never => Tried::Spoiled,
+                    Tried::Spoiled | Tried::Missed => Tried::Missed,
+                });
+                return self.run_again(client, visit, request);
             }
             Stage::Missed => Ok(Self::bring(hydration, client, visit)),
             // Something has become of the profiles that were read.
             Stage::Brought(Ok(_)) if visit.generation != hydration.generation() => {
-                drop(visit);
-                client.again.set(true);
-                return self.run(client, request);
+                client.tried.set(Tried::Missed);
+                return self.run_again(client, visit, request);
             }
             Stage::Brought(Ok(brought)) => self.send_visit(client, visit, request, Some(&brought)),
             Stage::Brought(Err(error)) => Err(error),
@@ -319,6 +391,12 @@ impl Proxy {
             self.refuse(client, &error);
             Step::Next
         })
+    }
+
+    /// Runs a request from the beginning.
+    fn run_again(&self, client: &Rc<Client>, visit: Rc<Visit>, request: &Request<'_>) -> Step {
+        drop(visit);
+        self.run(client, request)
     }
 
     /// The reply to this command is one that the client skips.

@@ -9,7 +9,7 @@ mod outbox;
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Instant,
 };
 
@@ -23,7 +23,10 @@ use self::{
     outbox::Outbox,
 };
 use super::{
-    cached::Visit, error::CommandError, hydration::examine::Examination, private::Hold,
+    cached::{Tried, Visit},
+    error::CommandError,
+    hydration::{examine::Examination, gate::Gate},
+    private::Hold,
     transaction::Queue,
 };
 use crate::{
@@ -103,8 +106,10 @@ pub struct Client {
     visit: RefCell<Option<Rc<Visit>>>,
     /// There is one.
     visits: Cell<bool>,
-    /// The next request was tried, and did not find profiles that Redis may lack as they are.
-    pub(super) again: Cell<bool>,
+    /// What the next request has met that was tried already.
+    pub(super) tried: Cell<Tried>,
+    /// Where the next request has waited for its profiles.
+    pub(super) gate: RefCell<Weak<Gate>>,
     /// The comparison that `PROFILE.CHECK` waits for.
     pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
@@ -166,7 +171,8 @@ impl Client {
             unloaded: Cell::new(None),
             visit: RefCell::default(),
             visits: Cell::new(false),
-            again: Cell::new(false),
+            tried: Cell::default(),
+            gate: RefCell::default(),
             examined: RefCell::default(),
             closed: Cell::new(false),
             wake: Notify::new(),

@@ -8,11 +8,16 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::dispatch::{Client, CommandError, Hydration, Proxy, Step};
+use super::held::{Turns, Way};
+use crate::dispatch::{Client, CommandError, Hydration, JournalTrouble, Proxy, Step};
 use crate::{
     command::{self, Access, Route, Spec},
     resp::Request,
+    upstream::LinkState,
 };
+
+/// Profiles of one command that are checked at once; the others follow when these are done.
+const KEYS_AT_ONCE_MAX: usize = 512;
 
 impl Proxy {
     /// Finds out whether a command has to wait for profiles that it names; `None` is one that the
@@ -26,7 +31,13 @@ impl Proxy {
     ) -> Result<Option<Step>, CommandError> {
         match &self.hydration {
             Some(hydration) if !hydration.is_open() => {
-                self.touch_checking(hydration, client, spec, request)
+                let former = client.gate.take().upgrade();
+                let former = former.as_deref();
+                let step = self.touch_checking(hydration, client, former, spec, request);
+                if let Ok(Some(Step::Load(gate))) = &step {
+                    client.gate.replace(Rc::downgrade(gate));
+                }
+                step
             }
             _ => Ok(None),
         }
@@ -36,6 +47,7 @@ impl Proxy {
         &self,
         hydration: &Rc<Hydration>,
         client: &Rc<Client>,
+        former: Option<&Gate>,
         spec: Option<&'static Spec>,
         request: &Request<'_>,
     ) -> Result<Option<Step>, CommandError> {
@@ -54,7 +66,7 @@ impl Proxy {
             if hydration.caches && request.arguments(1).any(|key| self.schema.is_cached(key)) {
                 return Err(CommandError::UnknownOnProfiles);
             }
-            return hydration.touch(request.arguments(1), false).map(waits);
+            return hydration.touch(request.arguments(1), Way::past(former)).map(waits);
         };
         let elsewhere = client.hold.get().database.is_some();
         // A profile that is being brought back could arrive behind the flush.
@@ -68,8 +80,8 @@ impl Proxy {
             return Ok(None);
         }
         if spec.name == "exec" {
-            let touched = match self.touch_queued(hydration, client) {
-                Ok(None) if hydration.caches => self.visit_queued(hydration, client),
+            let touched = match self.touch_queued(hydration, client, former) {
+                Ok(None) if hydration.caches => self.visit_queued(hydration, client, former),
                 touched => touched.map(waits),
             };
             // Whatever EXEC is told, the transaction ends with it.
@@ -81,10 +93,10 @@ impl Proxy {
         if hydration.caches
             && let Some(use_) = self.judge_cached(client, spec, request)?
         {
-            return self.visit(hydration, client, spec, request, use_);
+            return self.visit(hydration, client, former, spec, request, use_);
         }
         match names_profiles(spec) {
-            true => hydration.touch(spec.keys(request), false).map(waits),
+            true => hydration.touch(spec.keys(request), Way::past(former)).map(waits),
             false => Ok(None),
         }
     }
@@ -94,6 +106,7 @@ impl Proxy {
         &self,
         hydration: &Rc<Hydration>,
         client: &Client,
+        former: Option<&Gate>,
     ) -> Result<Option<Rc<Gate>>, CommandError> {
         let session = client.session.borrow();
         let Some(queue) = session.queue.as_ref().filter(|queue| !queue.is_aborted()) else {
@@ -114,7 +127,8 @@ impl Proxy {
         {
             return Ok(Some(gate));
         }
-        hydration.touch(keys.iter().map(Vec::as_slice), false)
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        hydration.touch_together(&keys, Way::to_claim(false, former))
     }
 
     /// Takes the news that the profiles of a client's next command cannot be checked; the command
@@ -128,6 +142,54 @@ impl Proxy {
 }
 
 impl Hydration {
+    /// Finds the profiles among keys that have to be checked first, and has that begun; nothing
+    /// where there are none.
+    pub(in crate::dispatch) fn touch<'k>(
+        self: &Rc<Self>,
+        keys: impl Iterator<Item = &'k [u8]>,
+        way: Way<'_>,
+    ) -> Result<Option<Rc<Gate>>, CommandError> {
+        let gate = Rc::new(Gate::default());
+        let (mut loads, mut waits) = (0, false);
+        for key in keys {
+            let Some(kind) = self.schema.kind_of(key) else { continue };
+            let trusted = self.state.borrow().residency.is_trusted(key);
+            let cached = kind.cache_ttl().is_some();
+            // A check of the profile must not meet what a write has left that found none.
+            let shares = trusted && (way.shares || !cached);
+            let let_in = self.held.lets_in(key, way.former, shares);
+            if !let_in || trusted && cached && way.keeps_order {
+                self.held.wait(key, &gate, shares);
+                waits = true;
+            } else if !trusted {
+                if self.lane.state() != LinkState::Up {
+                    return Err(CommandError::UpstreamDown);
+                }
+                if self.journal.is_poisoned() {
+                    return Err(CommandError::Journal(JournalTrouble::Uncheckable));
+                }
+                self.join(key, &gate, None);
+                loads += 1;
+                if loads == KEYS_AT_ONCE_MAX {
+                    break;
+                }
+            }
+        }
+        Ok((waits || loads > 0).then_some(gate))
+    }
+
+    /// The same for profiles that a command needs at the same time: it waits for all of them if it
+    /// has to wait for one.
+    pub(in crate::dispatch) fn touch_together(
+        self: &Rc<Self>,
+        keys: &[&[u8]],
+        way: Way<'_>,
+    ) -> Result<Option<Rc<Gate>>, CommandError> {
+        let in_way = |key: &&[u8]| !self.held.lets_in(key, way.former, way.shares);
+        let keeps_order = keys.len() > 1 && keys.iter().any(in_way);
+        self.touch(keys.iter().copied(), Way { keeps_order, ..way })
+    }
+
     /// Waits until the profiles of a command are checked.
     ///
     /// # Errors
@@ -165,6 +227,8 @@ pub struct Gate {
     pub(super) compares: Cell<bool>,
     /// The command is on the lane, which ends the wait in any case: it is told what became of it.
     pub(in crate::dispatch) sent: Cell<bool>,
+    /// What the command was let in to, while the gate lasts.
+    pub(super) turns: RefCell<Turns>,
     failure: RefCell<Option<CommandError>>,
     news: Notify,
 }
@@ -192,7 +256,7 @@ impl Gate {
     }
 
     /// Waits until all is well, or something is not.
-    pub(super) async fn opened(&self) -> Result<(), CommandError> {
+    pub(in crate::dispatch) async fn opened(&self) -> Result<(), CommandError> {
         loop {
             if let Some(error) = self.failure.borrow_mut().take() {
                 return Err(error);

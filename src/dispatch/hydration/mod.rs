@@ -31,7 +31,7 @@ use self::{
     epoch::{FlushedPast, epoch_of, tell},
     held::HeldKeys,
 };
-use super::{CommandError, Gate, JournalTrouble, Ledger, Memory, Slot, private::block::OpenBlocks};
+use super::{CommandError, Gate, Ledger, Memory, Slot, private::block::OpenBlocks};
 use crate::{
     guards::Guard,
     hydrate::{self, EpochFile, EpochRecord, Flushes, Known, Question, Residency},
@@ -39,13 +39,11 @@ use crate::{
     metrics::Metrics,
     resp::Protocol,
     schema::Schema,
-    upstream::{Lane, LinkState, Server},
+    upstream::{Lane, Server},
 };
 
 /// Checks that run at once for clients.
 const LOADS_MAX: usize = 512;
-/// Profiles of one command that are checked at once; the others follow when these are done.
-const KEYS_AT_ONCE_MAX: usize = 512;
 /// The pause before it is looked again whether anything is in flight or in doubt.
 const FENCE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -405,37 +403,6 @@ impl Hydration {
             error!(%error, "the epoch cannot be remembered; the next start checks every profile");
         }
         written.is_ok()
-    }
-
-    /// Finds the profiles among keys that have to be checked first, and has that begun; nothing
-    /// where there are none.
-    pub(super) fn touch<'k>(
-        self: &Rc<Self>,
-        keys: impl Iterator<Item = &'k [u8]>,
-        reads: bool,
-    ) -> Result<Option<Rc<Gate>>, CommandError> {
-        let gate = Rc::new(Gate::default());
-        for key in keys {
-            if self.schema.kind_of(key).is_none() {
-                continue;
-            }
-            if !self.held.join(key, &gate, reads) {
-                if self.state.borrow().residency.is_trusted(key) {
-                    continue;
-                }
-                if self.lane.state() != LinkState::Up {
-                    return Err(CommandError::UpstreamDown);
-                }
-                if self.journal.is_poisoned() {
-                    return Err(CommandError::Journal(JournalTrouble::Uncheckable));
-                }
-                self.join(key, &gate, None);
-            }
-            if gate.left.get() >= KEYS_AT_ONCE_MAX {
-                break;
-            }
-        }
-        Ok((gate.left.get() > 0).then_some(gate))
     }
 
     /// Checks one profile on behalf of the warm-up, with what the database says of it if that is
