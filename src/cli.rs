@@ -291,6 +291,8 @@ mod tests {
             "backfill --rate 0",
             "verify --repair both",
             "verify --interval x",
+            "verify --watch --interval 0s",
+            "verify --watch --interval 9ms",
             "redis://app:hunter2@h",
             "--upstrem=redis://app:hunter2@h",
             "serve --upstream redis://a:hunter2@h postgres://b:hunter2@h/d",

@@ -29,6 +29,9 @@ use crate::{
 /// How often a progress bar is drawn, per second.
 const DRAWN_PER_SECOND: u8 = 10;
 
+/// The shortest pause of `verify --watch`.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+
 /// What is done about records that the database has refused.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum DeadLetterTool {
@@ -142,8 +145,18 @@ pub struct VerifyTool {
     #[arg(long)]
     watch: bool,
     /// With --watch: the pause between two runs
-    #[arg(long, value_name = "TIME", default_value = "60s")]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = pause)]
     interval: humantime::Duration,
+}
+
+/// Reads the pause between two runs. Without any the two sides would be asked for all they have
+/// without an end.
+fn pause(text: &str) -> Result<humantime::Duration, String> {
+    let pause: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    match *pause >= PAUSE_MIN {
+        true => Ok(pause),
+        false => Err(format!("the shortest pause is {}", humantime::format_duration(PAUSE_MIN))),
+    }
 }
 
 /// The side that `verify --repair` changes.
