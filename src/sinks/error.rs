@@ -1,7 +1,7 @@
 //! What went wrong with a database, sorted by what the delivery must do about it.
 //!
 //! The texts here reach logs. A server's own message may quote a key or a value, so it is never
-//! kept: only the class and the server's error code are.
+//! kept: only the class, the server's error code and the name of a constraint are.
 
 use thiserror::Error;
 
@@ -45,12 +45,14 @@ pub enum SinkError {
     #[error("the database address is not understood: {0}")]
     Address(&'static str),
     /// The database answered with an error, or not at all.
-    #[error("the database failed ({}, code {code})", class.label())]
+    #[error("the database failed ({}, code {code}{})", class.label(), named(constraint.as_deref()))]
     Database {
         /// What to do about it.
         class: FailureClass,
         /// SQLSTATE or SQLite's result code; a short word where there is none.
         code: String,
+        /// The constraint that was broken, if the server has named one.
+        constraint: Option<String>,
     },
     /// The cursor is not where this delivery left it.
     #[error("the cursor in the database is not where this proxy left it")]
@@ -85,7 +87,7 @@ impl SinkError {
 
     /// A failure that has no code of its own.
     pub(super) fn plain(class: FailureClass, code: &str) -> Self {
-        Self::Database { class, code: code.to_owned() }
+        Self::Database { class, code: code.to_owned(), constraint: None }
     }
 }
 
@@ -97,7 +99,8 @@ impl From<sqlx::Error> for SinkError {
                 let code = error.code().map(|code| code.into_owned()).unwrap_or_default();
                 // SQLSTATE has five characters; SQLite's codes are numbers below 10000.
                 let class = if code.len() == 5 { sqlstate(&code) } else { sqlite_code(&code) };
-                Self::Database { class, code }
+                let constraint = error.constraint().map(str::to_owned);
+                Self::Database { class, code, constraint }
             }
             E::Migrate(error) => migration(*error),
             E::Configuration(_) => Self::plain(FailureClass::Refused, "configuration"),
@@ -119,6 +122,10 @@ impl From<sqlx::migrate::MigrateError> for SinkError {
     fn from(error: sqlx::migrate::MigrateError) -> Self {
         migration(error)
     }
+}
+
+fn named(constraint: Option<&str>) -> String {
+    constraint.map(|name| format!(", constraint {name}")).unwrap_or_default()
 }
 
 fn migration(error: sqlx::migrate::MigrateError) -> SinkError {

@@ -68,7 +68,7 @@ fn row(letter: &StoredLetter, show_values: bool) -> Vec<String> {
         letter.sequence.to_string(),
         letter.key.as_deref().map_or("unknown".to_owned(), |key| shown(&name_text(key))),
         shown_time(letter.at_ms),
-        letter.error.clone(),
+        shown(&letter.error),
     ];
     if show_values {
         row.push(match Entry::decode(&letter.record) {

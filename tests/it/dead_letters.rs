@@ -44,7 +44,7 @@ fn options() -> crate::support::proxy::ProxyOptions {
 pub(crate) fn refuse_poison(setup: &Setup) {
     setup.query(match setup.postgres {
         Some(_) => {
-            "alter table {}profiles add constraint no_poison \
+            "alter table {}profiles add constraint \"good values\" \
              check (fields ->> 'f' is distinct from 'poison')"
         }
         None => {
@@ -56,7 +56,7 @@ pub(crate) fn refuse_poison(setup: &Setup) {
 
 pub(crate) fn accept_poison(setup: &Setup) {
     setup.query(match setup.postgres {
-        Some(_) => "alter table {}profiles drop constraint no_poison",
+        Some(_) => "alter table {}profiles drop constraint \"good values\"",
         None => "drop trigger no_poison",
     });
 }
@@ -112,6 +112,9 @@ fn a_refused_change_is_listed_retried_and_takes_its_place(setup: Setup) {
     assert!(text.contains("user:1") && text.contains("1 dead letters of 1 keys"), "{text}");
     assert!(text.contains("data, code"), "the class of the error is missing: {text}");
     assert!(!text.contains("poison") && !text.contains("user:2"), "{text}");
+    if setup.postgres.is_some() {
+        assert!(text.contains("code 23514, constraint good values"), "{text}");
+    }
     let (_, text) = tool(&setup, "dead-letters list --key user:1 --show-values");
     assert!(text.contains("\"f\":\"poison\""), "{text}");
 
