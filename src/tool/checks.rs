@@ -66,7 +66,9 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// Connects to the proxy; `rate` is in profiles per second.
+    /// Connects to the proxy; `rate` is in profiles per second. A Redis that is away at the start is
+    /// an error at once: nobody can know how long it will be, and what goes away later is waited for,
+    /// profile by profile.
     pub(super) async fn open(
         address: &UpstreamAddress,
         repair: &'static [&'static [u8]],
@@ -78,6 +80,10 @@ impl Checks {
         match refusal(&link.ask(&[b"PROFILE.CHECK"]).await?) {
             ToolError::Refused(_) => {}
             error => return Err(error),
+        }
+        let there = link.ask(&[b"DBSIZE"]).await?;
+        if there.starts_with(b"-MASTERDOWN ") {
+            return Err(refusal(&there));
         }
         let idle = vec![link];
         Ok(Self {

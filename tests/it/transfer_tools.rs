@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::client::{Client, Reply, encode};
 use crate::support::postgres::Postgres;
@@ -212,6 +212,31 @@ fn without_a_proxy_or_a_redis_the_tools_say_what_is_missing() {
     let mut client = embedded.proxy.client();
     client
         .assert_reply_starts("PROFILE.CHECK user:1", "-ERR command 'profile.check' needs a Redis");
+}
+
+/// More profiles than are seen to at a time, so that waiting for each would take a minute.
+#[test]
+fn a_redis_that_is_away_is_told_at_once_and_one_that_goes_away_later_is_waited_for() {
+    let options = Proxy::options().config(KIND).allows_logs(&["upstream", "Redis"]);
+    let mut setup = Setup::servers_with(options);
+    let mut client = setup.proxy.client();
+    let hash = |number: usize| encode(&["HSET", &format!("user:{number}"), "name", "n"]);
+    client.pipeline(&(0..100).map(hash).collect::<Vec<_>>());
+    setup.wait_for_history(100);
+    let mut tool = setup.proxy.start_tool(&["warm", "--rate", "40"]);
+    thread::sleep(Duration::from_millis(800));
+    setup.redis.as_mut().unwrap().kill();
+    thread::sleep(Duration::from_millis(800));
+    for tool in ["warm", "backfill", "verify"] {
+        let start = Instant::now();
+        let (code, out, errors) = run(&setup.proxy, tool);
+        assert_eq!(code, 2, "{tool}: {out}{errors}");
+        assert!(errors.contains("the proxy says: MASTERDOWN "), "{tool}: {errors}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{tool}: {:?}", start.elapsed());
+    }
+    setup.redis.as_mut().unwrap().restart();
+    let status = tool.wait(BOUND).expect("an end");
+    assert_eq!(status.code(), Some(0), "the one that was running has waited");
 }
 
 #[test]
