@@ -268,6 +268,20 @@ impl Spec {
         self.keys.of(request)
     }
 
+    /// Returns what `look` finds at the first of the keys at which it finds anything.
+    #[inline]
+    pub fn find_key<'a, T>(
+        &self,
+        request: &Request<'a>,
+        mut look: impl FnMut(&'a [u8]) -> Option<T>,
+    ) -> Option<T> {
+        match self.keys {
+            // As nearly all commands that are frequent.
+            Keys::Range(1, 1, _) => look(request.argument(1)),
+            _ => self.keys(request).find_map(look),
+        }
+    }
+
     /// Tells whether a request may write to a key.
     #[must_use]
     pub fn writes(&self, request: &Request<'_>) -> bool {

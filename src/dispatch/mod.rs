@@ -52,7 +52,11 @@ pub use outcome::{
 pub use private::{Effect, Errand, Hold, block::Block};
 pub use slot::Slot;
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
 
 use serde::Deserialize;
 
@@ -119,6 +123,8 @@ pub struct Proxy {
     arrivals: Option<Rc<Arrivals>>,
     retention: Rc<RefCell<Retention>>,
     lexicon: Rc<RefCell<Lexicon>>,
+    /// The time of the batch that is being run, if it was asked for.
+    batch_ms: Cell<Option<u64>>,
     replies: RefCell<Vec<u8>>,
     notes: RefCell<Vec<u8>>,
     /// Takes the proxy's own replies while they are to be part of another.
@@ -182,6 +188,7 @@ impl Proxy {
             arrivals: None,
             retention,
             lexicon,
+            batch_ms: Cell::default(),
             replies: RefCell::default(),
             notes: RefCell::default(),
             diverted: RefCell::default(),
@@ -252,7 +259,15 @@ impl Proxy {
             }
         }
         self.memory.iter().for_each(|memory| memory.end_batch());
+        self.batch_ms.set(None);
         client.end_batch();
+    }
+
+    /// Tells the time, at most once in a batch: for what is planned in hours.
+    fn batch_ms(&self) -> u64 {
+        let batch_ms = self.batch_ms.get().unwrap_or_else(now_ms);
+        self.batch_ms.set(Some(batch_ms));
+        batch_ms
     }
 
     /// Tells whether so much waits for Redis that clients with replies to come should wait as well.
@@ -276,7 +291,7 @@ impl Proxy {
 
     fn steps(&self, client: &Rc<Client>, request: &Request<'_>) -> Result<Step, CommandError> {
         // What is asked for, and whether it is well formed.
-        let Some(spec) = command::find(request.argument(0)) else {
+        let Some(spec) = Self::row_of(client, request) else {
             return self.unlisted(client, request);
         };
         self.metrics.command(spec.index());
@@ -304,6 +319,18 @@ impl Proxy {
         }
         // Who answers.
         self.carry(client, spec, request)
+    }
+
+    /// Finds the row of the command table; a client that repeats its last command needs no look-up.
+    fn row_of(client: &Client, request: &Request<'_>) -> Option<&'static Spec> {
+        let name = request.argument(0);
+        match client.last_row.get() {
+            Some(row) if name.eq_ignore_ascii_case(row.name.as_bytes()) => Some(row),
+            _ => {
+                client.last_row.set(command::find(name));
+                client.last_row.get()
+            }
+        }
     }
 
     /// Gives a command to whoever answers it.
@@ -347,7 +374,7 @@ impl Proxy {
 
     /// Finds the first profile among the keys of a request.
     fn profile_of(&self, spec: &Spec, request: &Request<'_>) -> Option<&Kind> {
-        spec.keys(request).find_map(|key| self.schema.kind_of(key))
+        spec.find_key(request, |key| self.schema.kind_of(key))
     }
 
     /// Tells whether a command could change a profile without the proxy understanding how.

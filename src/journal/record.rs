@@ -47,18 +47,20 @@ impl Header {
 /// The checksum of the records of one journal.
 #[derive(Debug, Clone)]
 pub(super) struct Checksum {
-    seed: u32,
+    /// Begun with the source of the journal.
+    seeded: crc32fast::Hasher,
 }
 
 impl Checksum {
     /// Makes the checksum of the journal with this source.
     pub(super) fn new(source: &Source) -> Checksum {
-        Checksum { seed: crc32fast::hash(source.bytes()) }
+        let seed = crc32fast::hash(source.bytes());
+        Checksum { seeded: crc32fast::Hasher::new_with_initial(seed) }
     }
 
     /// Starts the checksum of one record; the payload is to be added by the caller.
     pub(super) fn start(&self, header: Header) -> crc32fast::Hasher {
-        let mut hasher = crc32fast::Hasher::new_with_initial(self.seed);
+        let mut hasher = self.seeded.clone();
         hasher.update(&header.length.to_le_bytes());
         hasher.update(&header.sequence.0.to_le_bytes());
         hasher
@@ -81,15 +83,19 @@ pub(super) fn encode(
     length: u32,
     parts: &[&[u8]],
 ) {
-    let mut hasher = checksum.start(Header { length, crc: 0, sequence });
-    let start = buffer.len();
+    let crc_at = buffer.len() + 4;
     buffer.reserve(HEADER_BYTES + length as usize);
-    buffer.extend_from_slice(&length.to_le_bytes());
-    buffer.extend_from_slice(&[0; 4]);
-    buffer.extend_from_slice(&sequence.0.to_le_bytes());
+    // With the length once more in the place of the checksum, all that is to be checked lies in one
+    // piece, which takes half as long as in three.
+    let mut header = [0; HEADER_BYTES];
+    header[0..4].copy_from_slice(&length.to_le_bytes());
+    header[4..8].copy_from_slice(&length.to_le_bytes());
+    header[8..16].copy_from_slice(&sequence.0.to_le_bytes());
+    buffer.extend_from_slice(&header);
     for part in parts {
         buffer.extend_from_slice(part);
     }
-    hasher.update(&buffer[start + HEADER_BYTES..]);
-    buffer[start + 4..start + 8].copy_from_slice(&hasher.finalize().to_le_bytes());
+    let mut hasher = checksum.seeded.clone();
+    hasher.update(&buffer[crc_at..]);
+    buffer[crc_at..crc_at + 4].copy_from_slice(&hasher.finalize().to_le_bytes());
 }

@@ -263,11 +263,11 @@ impl<'a> ChangeBuilder<'a> {
         key: &[u8],
     ) -> Self {
         let start = out.len();
-        out.push(CHANGE);
-        out.extend_from_slice(&ticket.to_le_bytes());
-        out.extend_from_slice(&at_ms.to_le_bytes());
-        out.push(0);
-        out.extend_from_slice(&0_u64.to_le_bytes());
+        let mut head = [0; EXPIRES_OFFSET + 8];
+        head[0] = CHANGE;
+        head[1..9].copy_from_slice(&ticket.to_le_bytes());
+        head[9..17].copy_from_slice(&at_ms.to_le_bytes());
+        out.extend_from_slice(&head);
         push_bytes(out, kind.as_bytes());
         push_bytes(out, command.as_bytes());
         push_bytes(out, actor.as_bytes());

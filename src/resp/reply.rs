@@ -61,12 +61,16 @@ impl Framer {
     }
 
     fn element(&mut self, bytes: &[u8]) -> Result<bool, ProtocolError> {
-        // Nearly every element is a short bulk string that is there as a whole.
-        if let Some([b'$', rest @ ..]) = bytes.get(self.at..)
-            && let Some((length, digits)) = short_length(rest)
-            && let Some(b"\r\n") = rest.get(digits + length..digits + length + 2)
+        // Nearly every element is a small number or a short bulk string that is there as a whole.
+        if let Some([kind @ (b':' | b'$'), rest @ ..]) = bytes.get(self.at..)
+            && let Some((number, line)) = short_length(rest)
         {
-            return self.step(self.at + digits + length + 3, 0);
+            if *kind == b':' {
+                return self.step(self.at + 1 + line, 0);
+            }
+            if let Some(b"\r\n") = rest.get(line + number..line + number + 2) {
+                return self.step(self.at + line + number + 3, 0);
+            }
         }
         let from = self.searched.max(self.at).min(bytes.len());
         let found = memchr::memchr(b'\n', bytes.get(from..).unwrap_or_default());

@@ -134,14 +134,11 @@ impl Scanner {
         loop {
             match self.state {
                 State::BulkHeader { remaining: 0 } | State::Start => return Ok(self.finish()),
-                State::BulkHeader { remaining } => {
-                    if self.short_bulk(bytes, remaining) {
-                        continue;
-                    }
-                    if !self.bulk_header(bytes, remaining)? {
-                        return Ok(None);
-                    }
-                }
+                State::BulkHeader { remaining } => match self.short_bulks(bytes, remaining) {
+                    0 => return Ok(self.finish()),
+                    left if !self.bulk_header(bytes, left)? => return Ok(None),
+                    _ => {}
+                },
                 State::BulkData { remaining, length } => {
                     if !self.bulk_data(bytes, remaining, length) {
                         return Ok(None);
@@ -202,21 +199,26 @@ impl Scanner {
         Ok(true)
     }
 
-    /// Takes a short argument that is there as a whole, which nearly every one is.
-    fn short_bulk(&mut self, bytes: &[u8], remaining: usize) -> bool {
-        let Some([b'$', rest @ ..]) = bytes.get(self.at..) else { return false };
-        let Some((length, digits)) = short_length(rest) else { return false };
-        if rest.get(digits + length..digits + length + 2) != Some(b"\r\n")
-            || length > self.limits.bulk_bytes_max
-            || remaining == 1 && !self.canonical
+    /// Takes short arguments that are there as a whole, which nearly all are; returns how many are
+    /// still to come.
+    fn short_bulks(&mut self, bytes: &[u8], mut remaining: usize) -> usize {
+        let mut at = self.at;
+        while let Some([b'$', rest @ ..]) = bytes.get(at..)
+            && let Some((length, digits)) = short_length(rest)
+            && let Some(b"\r\n") = rest.get(digits + length..digits + length + 2)
+            && length <= self.limits.bulk_bytes_max
+            && remaining > usize::from(!self.canonical)
         {
-            return false;
+            let start = at + 1 + digits;
+            self.spans.push(Span { start: start as u32, end: (start + length) as u32 });
+            at = start + length + 2;
+            remaining -= 1;
         }
-        let start = self.at + 1 + digits;
-        self.spans.push(Span { start: start as u32, end: (start + length) as u32 });
-        self.advance(start + length + 2);
-        self.state = State::BulkHeader { remaining: remaining - 1 };
-        true
+        if at > self.at {
+            self.advance(at);
+            self.state = State::BulkHeader { remaining };
+        }
+        remaining
     }
 
     fn bulk_header(&mut self, bytes: &[u8], remaining: usize) -> Result<bool, ProtocolError> {

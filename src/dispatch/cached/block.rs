@@ -260,18 +260,19 @@ impl Outcome {
         let mut answer = std::mem::take(&mut self.reply);
         answer.clear();
         let protocol = client.protocol.get();
-        match (block.single, block.parts.as_slice()) {
+        let reply = match (block.single, block.parts.as_slice()) {
             (true, [Part::Write(write)]) => {
-                self.write(write, protocol, notes, elements, &mut answer);
+                self.write(write, protocol, notes, elements, &mut answer)
             }
-            (true, _) => answer.extend_from_slice(elements),
+            (true, _) => elements,
             (false, parts) => {
                 self.answer_parts(protocol, parts, notes, elements, &mut answer, Self::capture);
+                &answer
             }
-        }
+        };
         let awaited = block.parts.iter().any(Part::is_awaited);
         self.tell_visitor(client, visit, |outcome| {
-            outcome.answer_change(client, &answer, before, awaited);
+            outcome.answer_change(client, reply, before, awaited);
         });
         self.reply = answer;
     }

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
+    command::Spec,
     journal::Sequence,
     resp::{Protocol, ReplyWriter},
     socket::Outgoing,
@@ -81,6 +82,8 @@ pub struct Client {
     pub silence: Cell<Silence>,
     /// The last command, for `CLIENT LIST`.
     pub last_command: Cell<&'static str>,
+    /// The row of the last command, while it is in the table.
+    pub(super) last_row: Cell<Option<&'static Spec>>,
     /// What of the client's writes the database has yet to get.
     behind: RefCell<Behind>,
     /// A reply of the proxy's own is not known yet.
@@ -155,6 +158,7 @@ impl Client {
             hold: Cell::default(),
             silence: Cell::default(),
             last_command: Cell::new("NULL"),
+            last_row: Cell::default(),
             behind: RefCell::default(),
             late: Cell::default(),
             awaited: Cell::default(),

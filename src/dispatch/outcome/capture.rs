@@ -27,27 +27,35 @@ use crate::{
 };
 
 impl Outcome {
-    /// Reads what a write has come to, journals it, and writes the client's reply to `answer`.
-    pub(in crate::dispatch) fn write(
+    /// Reads what a write has come to and journals it. Returns the client's reply, which is put together
+    /// in `answer` where it is not Redis's own.
+    pub(in crate::dispatch) fn write<'a>(
         &mut self,
         write: &WriteSlot,
         protocol: Protocol,
         notes: &[u8],
-        bytes: &[u8],
-        answer: &mut Vec<u8>,
-    ) {
+        bytes: &'a [u8],
+        answer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
         self.capture(write, notes, bytes);
-        self.answer_write(write, protocol, notes, bytes, answer);
+        match write.capture {
+            Capture::Guarded | Capture::GuardedFloat => {
+                self.answer_write(write, protocol, notes, bytes, answer);
+                answer
+            }
+            _ => answer_of(write, bytes),
+        }
     }
 
     pub(in crate::dispatch) fn capture(&mut self, write: &WriteSlot, notes: &[u8], bytes: &[u8]) {
         let now_ms = write.executed_ms.unwrap_or_else(|| self.seen_ms());
-        self.forget(write, notes, ReplyKind::of(answer_of(write, bytes)) != ReplyKind::Error);
+        let answer = answer_of(write, bytes);
+        self.forget(write, notes, ReplyKind::of(answer) != ReplyKind::Error);
         match write.capture {
             Capture::Deleted => self.deleted(write, notes, bytes, now_ms),
             Capture::Replaced | Capture::Scripted => self.replaced(write, notes, bytes),
-            Capture::Flushed => self.flushed(write, notes, answer_of(write, bytes), now_ms),
-            _ => self.single(write, notes, bytes, answer_of(write, bytes), now_ms),
+            Capture::Flushed => self.flushed(write, notes, answer, now_ms),
+            _ => self.single(write, notes, bytes, answer, now_ms),
         }
     }
 
@@ -425,9 +433,11 @@ impl Outcome {
 
 /// The client's reply among those that belong to a write.
 pub(in crate::dispatch) fn answer_of<'a>(write: &WriteSlot, bytes: &'a [u8]) -> &'a [u8] {
-    match write.answer {
-        0 => bytes.get(..framed(bytes, 1)).unwrap_or_default(),
-        answer => bytes.get(framed(bytes, answer)..).unwrap_or_default(),
+    match (write.answer, write.replies) {
+        // Most writes have one reply, and what was framed need not be framed again.
+        (0, 1) => bytes,
+        (0, _) => bytes.get(..framed(bytes, 1)).unwrap_or_default(),
+        (answer, _) => bytes.get(framed(bytes, answer)..).unwrap_or_default(),
     }
 }
 

@@ -303,9 +303,9 @@ impl Receiver for Outcome {
                 let before = self.ledger.borrow().progress();
                 let mut answer = std::mem::take(&mut self.reply);
                 answer.clear();
-                self.write(write, client.protocol.get(), notes, bytes, &mut answer);
+                let reply = self.write(write, client.protocol.get(), notes, bytes, &mut answer);
                 client.received(count);
-                self.answer_change(client, &answer, before, write.awaited);
+                self.answer_change(client, reply, before, write.awaited);
                 self.reply = answer;
             }
             Slot::Transaction { client, parts, .. } => {

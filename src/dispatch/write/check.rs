@@ -129,10 +129,8 @@ fn check_size(spec: &Spec, request: &Request<'_>) -> Result<(), CommandError> {
     if request.bytes().len() > WRITE_BYTES_MAX {
         return Err(CommandError::WriteTooLarge);
     }
-    match spec.keys(request).any(|key| key.len() > KEY_BYTES_MAX) {
-        true => Err(CommandError::KeyTooLong),
-        false => Ok(()),
-    }
+    let too_long = |key: &[u8]| (key.len() > KEY_BYTES_MAX).then_some(CommandError::KeyTooLong);
+    spec.find_key(request, too_long).map_or(Ok(()), Err)
 }
 
 fn check_increment(kind: &Kind, request: &Request<'_>) -> Result<Guard, Violation> {

@@ -154,7 +154,7 @@ impl Proxy {
             | ProfileWrite::Increment
             | ProfileWrite::IncrementFloat => {
                 let ttl = kind.ttl()?;
-                retention.due(request.argument(1), ttl, now_ms())
+                retention.due(request.argument(1), ttl, self.batch_ms())
             }
             // The expiry goes with the profile, or a client takes it into its own hands.
             _ => {
