@@ -312,7 +312,7 @@ impl Client {
 
     /// Notes profiles about which the client asks over the lane, before the replies are counted.
     pub(super) fn note_on_lane(&self, profiles: Profiles) {
-        let mut on_lane = self.forget_answered();
+        let mut on_lane = self.on_lane.get().at(self.received.get(), self.in_flight.get());
         on_lane.latest.0 |= profiles.0;
         self.on_lane.set(on_lane);
     }
@@ -322,22 +322,9 @@ impl Client {
         if self.in_flight.get() == 0 {
             return false;
         }
-        let on_lane = self.forget_answered();
+        let on_lane = self.on_lane.get().at(self.received.get(), self.in_flight.get());
         self.on_lane.set(on_lane);
         (on_lane.latest.0 | on_lane.former.0) & profiles.0 != 0
-    }
-
-    /// Drops the part in which everything has been answered.
-    fn forget_answered(&self) -> OnLane {
-        let (received, in_flight) = (self.received.get(), self.in_flight.get());
-        let mut on_lane = self.on_lane.get();
-        if in_flight == 0 {
-            on_lane = OnLane { turn: received, ..OnLane::default() };
-        } else if received >= on_lane.turn {
-            on_lane.former = std::mem::take(&mut on_lane.latest);
-            on_lane.turn = received + u64::from(in_flight);
-        }
-        on_lane
     }
 
     /// Appends replies to what is to be written, unless the client is gone or wants none.

@@ -28,3 +28,18 @@ pub(super) struct OnLane {
     pub(super) latest: Profiles,
     pub(super) turn: u64,
 }
+
+impl OnLane {
+    /// The same once so many replies have come in all and so many are owed: without the part in which
+    /// everything has been answered.
+    pub(super) fn at(mut self, received: u64, in_flight: u32) -> Self {
+        if in_flight == 0 {
+            return Self { turn: received, ..Self::default() };
+        }
+        if received >= self.turn {
+            self.former = std::mem::take(&mut self.latest);
+            self.turn = received + u64::from(in_flight);
+        }
+        self
+    }
+}
