@@ -2,11 +2,13 @@
 //! links are; or when what it is told is easily misread. Redis goes on under the same name, but all
 //! profiles are gone.
 
+use std::thread;
 use std::time::Duration;
 
 use crate::hydrate::wait_for_link;
 use crate::memory::{news_link, wait_until_on};
-use crate::support::client::{Reply, command};
+use crate::support::client::{Reply, command, encode};
+use crate::support::fake_upstream::{FakeLink, FakeUpstream, IDENTITY, handshake_reply};
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::setup::{OPEN_KIND, Setup};
 use crate::support::wait_until;
@@ -196,4 +198,115 @@ fn a_flush_of_ours_that_no_news_tell_of_stands_for_no_other() {
     wait_for_checks(&setup, loads);
     assert_eq!(command(&mut client, "HINCRBY user:2 login_count 1"), Reply::Integer(42));
     setup.wait_for_equality();
+}
+
+/// What a client's flush without an answer may explain is void in another epoch, and so is what its
+/// flushes before that have explained.
+#[test]
+fn a_flush_behind_a_change_of_the_epoch_is_not_taken_for_one_of_ours_from_before() {
+    let options = options().without_memory().allows_log("Redis may evict profiles");
+    let setup = start_with(options);
+    let (mut client, mut direct) = (setup.proxy.client(), setup.store_client());
+    command(&mut client, "FLUSHALL");
+    command(&mut client, "HSET user:2 login_count 41");
+    setup.wait_for_equality();
+    let links = setup.metric("upstream_links_total");
+    command(&mut direct, "CLIENT PAUSE 60000 WRITE");
+    client.send(encode(&["FLUSHALL"]));
+    wait_until("the flush to be held up", BOUND, || {
+        let list = command(&mut direct, "CLIENT LIST");
+        String::from_utf8_lossy(list.bytes()).contains("cmd=flushall").then_some(())
+    });
+    let lines = [
+        "CLIENT KILL TYPE normal",
+        "CLIENT UNPAUSE",
+        "FLUSHALL",
+        "CONFIG SET maxmemory 1gb maxmemory-policy volatile-lru",
+    ];
+    direct.send(lines.map(|line| format!("{line}\r\n")).concat());
+    lines.iter().for_each(|line| assert!(!matches!(direct.reply(), Reply::Error(_)), "{line}"));
+    assert!(matches!(client.reply(), Reply::Error(text) if text.contains("outcome unknown")));
+    wait_for_link(&setup.proxy, links);
+    setup.proxy.wait_until_checked();
+    assert_eq!(command(&mut client, "HGET user:2 login_count"), Reply::text("41"));
+    with_the_links_cut(&setup, &["FLUSHALL"]);
+    assert_eq!(command(&mut client, "HINCRBY user:2 login_count 1"), Reply::Integer(42));
+    setup.wait_for_equality();
+}
+
+/// Redis has counted so many flushes.
+fn identity(flushes: u64) -> String {
+    format!(
+        "{IDENTITY}\r\n# Commandstats\r\ncmdstat_get:calls=9\r\ncmdstat_flushall:calls={flushes}"
+    )
+}
+
+/// Answers as a Redis that holds nothing, until the proxy ends the link.
+fn hold_nothing(mut link: FakeLink) {
+    while let Some(request) = link.next_request() {
+        let name = request[0].to_ascii_uppercase();
+        link.reply_if_there(match name.as_slice() {
+            b"HGETALL" | b"EXEC" => &b"*0\r\n"[..],
+            b"PEXPIRETIME" => b":-2\r\n",
+            b"TIME" => b"*2\r\n$10\r\n1700000000\r\n$1\r\n0\r\n",
+            b"MULTI" => b"+OK\r\n",
+            b"PING" => b"+PONG\r\n",
+            b"SCAN" => b"*2\r\n$1\r\n0\r\n*0\r\n",
+            b"HELLO" => b"*2\r\n$5\r\nproto\r\n:2\r\n",
+            _ => b"+QUEUED\r\n",
+        });
+    }
+}
+
+/// The count tells of a flush while a write is on its way that was sent before anybody knew. What
+/// became of it is not to be learned from a profile that is gone.
+#[test]
+fn a_write_in_doubt_from_before_a_flush_was_noticed_deletes_nothing() {
+    let upstream = FakeUpstream::start();
+    let options = options().upstream(upstream.url()).expects_log("flushed past the proxy");
+    let options = options.allows_logs(&["cannot be reached", "in doubt"]);
+    thread::scope(|scope| {
+        let links = scope.spawn(|| {
+            let lane = upstream.accept_as(&identity(0));
+            let mut news = upstream.accept_silently();
+            thread::spawn(move || {
+                while let Some(request) = news.next_request() {
+                    news.reply_if_there(handshake_reply(&request));
+                }
+            });
+            lane
+        });
+        let proxy = options.start();
+        let mut lane = links.join().expect("two connections");
+        let setup = Setup { proxy, redis: None, postgres: None };
+        setup.proxy.wait_until_checked();
+        let mut client = setup.proxy.client();
+        lane.expect("CLIENT TRACKING ON REDIRECT 7 OPTIN");
+        client.send(encode(&["HSET", "user:1", "a", "1"]));
+        lane.expect("HSET user:1 a 1");
+        lane.reply("+OK\r\n:1\r\n");
+        assert_eq!(client.reply(), Reply::Integer(1));
+        client.send(encode(&["HSET", "user:1", "b", "2"]));
+        lane.expect("INFO commandstats");
+        lane.expect("HSET user:1 b 2");
+        setup.wait_for_tables();
+        setup.wait_for_history(1);
+        let stats = identity(1);
+        lane.reply(format!("${}\r\n{stats}\r\n", stats.len()));
+        wait_until("the flush to be noticed", BOUND, || {
+            (setup.metric("checking") > 0.5).then_some(())
+        });
+        lane.close();
+        assert!(matches!(client.reply(), Reply::Error(text) if text.contains("outcome unknown")));
+        let lane = upstream.accept_as(&identity(1));
+        scope.spawn(|| hold_nothing(lane));
+        setup.proxy.wait_until_checked();
+        wait_until("nothing in doubt or under way", BOUND, || {
+            let left = ["in_doubt_changes", "sink_waiting_records"].map(|name| setup.metric(name));
+            (left.iter().sum::<f64>() < 0.5).then_some(())
+        });
+        let profiles = setup.database_profiles();
+        assert!(profiles["user:1"].contains_key(&b"a"[..]), "{profiles:?}");
+        drop(setup);
+    });
 }

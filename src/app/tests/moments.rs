@@ -136,3 +136,42 @@ fn a_second_lost_link_does_not_hide_a_flush_past_the_proxy() {
         }
     }
 }
+
+/// The same, and the proxy ends so many steps behind the lost link and is started again.
+fn left_behind_a_lost_flush_and_an_end(seed: u64, steps: u64) -> Vec<u8> {
+    let mut schedule = Schedule::draw(seed);
+    schedule.ttl_ms = None;
+    with_rig(&schedule, async |rig| {
+        let mut talk = log_in(rig).await;
+        insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
+        sleep(Duration::from_millis(500)).await;
+        rig.act(Deed::FlushRedis(false)).await;
+        insist(&mut talk, &["HSET", "user:2", "a", "2"]).await;
+        let (last, before) = BLOCK.split_last().expect("a command");
+        for words in before {
+            insist(&mut talk, words).await;
+        }
+        rig.act(Deed::HoldRedis(0)).await;
+        let lose = async {
+            sleep(Duration::from_millis(20)).await;
+            rig.act(Deed::CutRedis).await;
+            rig.act(Deed::ReleaseRedis).await;
+            rig.act(Deed::KillProxyAfter(steps)).await;
+            sleep(Duration::from_millis(300)).await;
+            rig.act(Deed::StartProxy).await;
+        };
+        tokio::join!(talk.ask(last), lose);
+        let mut talk = log_in(rig).await;
+        insist(&mut talk, &["HGET", "user:1", "a"]).await
+    })
+}
+
+#[test]
+fn an_end_of_the_proxy_does_not_hide_a_flush_past_it() {
+    for steps in 0..80 {
+        for seed in [1, 2] {
+            let found = left_behind_a_lost_flush_and_an_end(seed, steps);
+            assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}, {steps} steps");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Which epoch a link leads to: what Redis says of itself, and what the configuration takes for
 //! profiles there; and who is right in it. What follows from it is decided elsewhere.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, ops::RangeInclusive, rc::Rc};
 
 use tracing::{info, warn};
 
@@ -21,8 +21,9 @@ pub(super) struct OurFlushes {
     open: Cell<u64>,
     /// Redis has answered that they have happened.
     done: Cell<u64>,
-    /// What Redis had counted when one in doubt was needed to explain it. Until it is known what became
-    /// of that, the record keeps the older count, over further links and starts.
+    /// What Redis had counted when others had flushed it, or only one in doubt could explain the count.
+    /// As long as anything is on its way or in doubt from before that, the record keeps the older count,
+    /// over further links and starts: what that has become of tells nobody what the flush has removed.
     unclear: Cell<Option<Flushes>>,
 }
 
@@ -75,50 +76,50 @@ impl Hydration {
     }
 
     /// Tells whether others have flushed Redis, which counted `before` and counts `now`. Our clients had
-    /// flushed it `ours` times at least when it was asked, over the lane, and what was on its way there
-    /// came behind the question.
+    /// flushed it so often when it was asked, apart from what is in doubt.
     fn flushed_between(
         &self,
         before: Option<Flushes>,
         now: Option<Flushes>,
-        ours: u64,
+        ours: RangeInclusive<u64>,
     ) -> FlushedPast {
         let (Some(before), Some(now)) = (before, now) else {
             return if before == now { FlushedPast::No } else { FlushedPast::Yes };
         };
-        let done = self.flushes.done.get();
         let in_doubt = self.ledger.borrow().flushes_in_doubt() as u64;
+        let (first, last) = ours.into_inner();
         match now.since(&before) {
-            Some(more) if (ours..=done).contains(&more) => FlushedPast::No,
-            Some(more) if (ours..=done + in_doubt).contains(&more) => FlushedPast::Perhaps,
+            Some(more) if (first..=last).contains(&more) => FlushedPast::No,
+            Some(more) if (first..=last + in_doubt).contains(&more) => FlushedPast::Perhaps,
             // Who resets the statistics could have flushed as well.
             _ => FlushedPast::Yes,
         }
     }
 
-    /// Tells whether Redis was flushed past the proxy since its last link, and begins to count anew.
-    /// Nobody remembers what our clients have done before a restart; such a flush counts as one past
-    /// the proxy, which costs a check of every profile.
+    /// Tells whether Redis was flushed past the proxy since its last link, and begins to count anew; of
+    /// another Redis there is no record. Nobody remembers what our clients have done before a restart;
+    /// such a flush counts as one past the proxy, which costs a check of every profile.
     pub(super) fn was_flushed_past(
         &self,
         record: Option<&mut EpochRecord>,
         now: Option<Flushes>,
     ) -> FlushedPast {
         let OurFlushes { done, unclear, .. } = &self.flushes;
-        let before = record.as_ref().and_then(|record| record.flushes);
-        let past = self.flushed_between(before, now, done.get());
-        unclear.set(now.filter(|_| past == FlushedPast::Perhaps));
+        unclear.set(None);
         let Some(record) = record else {
             done.set(0);
-            return FlushedPast::No;
+            return FlushedPast::Yes;
         };
+        let ours = done.get()..=done.get();
+        let past = self.flushed_between(record.flushes, now, ours);
         if past == FlushedPast::Perhaps {
+            unclear.set(now);
             record.unsettle();
             self.remember(record);
             return past;
         }
         done.set(0);
-        record.flushes = now;
+        let before = std::mem::replace(&mut record.flushes, now);
         // The record says that all is settled; with a flush past the proxy another one replaces it.
         if past == FlushedPast::No && before != now {
             self.remember(record);
@@ -126,16 +127,19 @@ impl Hydration {
         past
     }
 
-    /// Takes note of what has become of a client's flush in doubt. Returns whether another's was taken
-    /// for it.
-    pub(in crate::dispatch) fn settle_flush(&self, happened: bool) -> bool {
-        let Some(counted) = self.flushes.unclear.take() else { return false };
-        self.flushes.done.set(0);
-        if let Some(record) = &mut self.state.borrow_mut().record {
+    /// Tells whether another's flush was taken for a client's in doubt, of which it is known now whether
+    /// it has happened.
+    pub(in crate::dispatch) fn was_another(&self, happened: bool) -> bool {
+        self.flushes.unclear.get().is_some() && !happened
+    }
+
+    /// Takes over what Redis had counted: nothing is on its way or in doubt any more from before that.
+    /// The file is written when there is another reason, behind what was journaled meanwhile.
+    pub(super) fn take_count(&self, record: &mut EpochRecord) {
+        if let Some(counted) = self.flushes.unclear.take() {
             record.flushes = Some(counted);
-            self.remember(record);
+            self.flushes.done.set(0);
         }
-        !happened
     }
 
     /// Returns how often our clients have flushed Redis since its count was last compared with ours.
@@ -149,21 +153,21 @@ impl Hydration {
     }
 
     /// Compares Redis's count of flushes, asked for over the lane, with our clients', who had flushed it
-    /// `ours` times before: nobody could tell of another's between the start of the link and now.
+    /// `ours` times before: nobody could tell of another's between the start of the link and now. What
+    /// was on its way came behind the question.
     pub(in crate::dispatch) fn look_for_flushes(self: &Rc<Self>, now: Option<Flushes>, ours: u64) {
         if !Guard::Epochs.is_up() {
             return;
         }
-        let mut state = self.state.borrow_mut();
-        let Some(record) = &mut state.record else { return };
-        if self.flushed_between(record.flushes, now, ours) == FlushedPast::Yes {
-            if self.ledger.borrow().flush_in_doubt() {
-                self.flushes.unclear.set(now);
-            } else {
-                record.flushes = now;
-                self.flushes.done.set(0);
-            }
-            drop(state);
+        let OurFlushes { done, unclear, .. } = &self.flushes;
+        let past = match (&self.state.borrow().record, unclear.get()) {
+            (None, _) => return,
+            // Since then nobody was let through to flush it.
+            (_, counted @ Some(_)) => self.flushed_between(counted, now, 0..=0),
+            (Some(record), None) => self.flushed_between(record.flushes, now, ours..=done.get()),
+        };
+        if past != FlushedPast::No {
+            unclear.set(now);
             self.flushed_past();
         }
     }

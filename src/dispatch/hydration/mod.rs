@@ -277,6 +277,7 @@ impl Hydration {
             return false;
         }
         state.appended = self.countable();
+        state.record.iter_mut().for_each(|record| self.take_count(record));
         let first_ticket = state.record.as_ref().map_or(0, |record| record.first_ticket);
         self.trust_doubts(&mut state, first_ticket);
         self.fenced.notify_waiters();
@@ -298,9 +299,9 @@ impl Hydration {
             return 0;
         }
         let flushes = Flushes::read(&server.command_stats);
-        let past = self.was_flushed_past(state.record.as_mut(), flushes);
-        let same = |record: &EpochRecord| record.epoch.is(&epoch) && past != FlushedPast::Yes;
-        if let Some(record) = state.record.clone().filter(same) {
+        let same = state.record.as_mut().filter(|record| record.epoch.is(&epoch));
+        let past = self.was_flushed_past(same, flushes);
+        if let Some(record) = state.record.clone().filter(|_| past != FlushedPast::Yes) {
             if past == FlushedPast::Perhaps {
                 // Nothing counts before it is known what became of the client's flush.
                 self.begin(&mut state, server);

@@ -170,7 +170,7 @@ impl Outcome {
         } else {
             ledger.void(ticket);
         }
-        if self.hydration.as_ref().is_some_and(|hydration| hydration.settle_flush(happened)) {
+        if self.hydration.as_ref().is_some_and(|hydration| hydration.was_another(happened)) {
             let next = ledger.next_ticket();
             ledger.forsake(next);
         }
