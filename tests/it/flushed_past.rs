@@ -155,6 +155,24 @@ fn a_flush_right_behind_the_first_profiles_is_noticed() {
     setup.wait_for_equality();
 }
 
+/// What the first has taken is brought back at once, and the keys were not counted since.
+#[test]
+fn a_second_flush_right_behind_the_first_is_noticed() {
+    let options = options().expects_log("flushed past the proxy");
+    let setup = start_with(options);
+    wait_until_on(&setup.proxy, true);
+    // Nobody writes for some heartbeats.
+    thread::sleep(Duration::from_millis(3500));
+    let mut direct = setup.store_client();
+    for _ in 0..3 {
+        let loads = setup.metric("loads_total");
+        command(&mut direct, "FLUSHALL");
+        wait_for_checks(&setup, loads);
+        setup.proxy.wait_until_checked();
+    }
+    assert_nothing_is_missed(&setup);
+}
+
 /// The connection on which Redis tells of flushes ends by itself, and there is a flush before the next.
 #[test]
 fn a_flush_while_only_the_connection_for_news_is_lost_is_noticed() {

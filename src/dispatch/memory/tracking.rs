@@ -103,15 +103,7 @@ async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run
         Ok(link) => {
             memory.cache.borrow_mut().turn_on();
             info!("reads of profiles are answered from memory");
-            let news = News {
-                memory,
-                hydration,
-                link,
-                keys: None,
-                tickets: [0; 3],
-                asked: None,
-                flushed: false,
-            };
+            let news = News { memory, hydration, link, keys: None, asked: None, flushed: false };
             match news.hear(links).await {
                 Ok(()) => End::Relinked,
                 Err(error) => End::Lost(error),
@@ -179,9 +171,6 @@ struct News<'a> {
     link: PrivateLink,
     /// Keys in the profiles' database, as of the last heartbeat.
     keys: Option<i64>,
-    /// The tickets of the next writes when it was asked for the last three times: a write that was on its
-    /// way when the keys were counted may have come behind that.
-    tickets: [u64; 3],
     /// When the question was asked that is not answered yet.
     asked: Option<Instant>,
     /// Somebody has flushed a database past the proxy since then.
@@ -215,15 +204,12 @@ impl News<'_> {
 
     fn ask(&mut self) -> Result<(), UpstreamError> {
         self.asked = Some(Instant::now());
-        let [_, before, last] = self.tickets;
-        self.tickets = [before, last, self.hydration.ledger.borrow().next_ticket()];
         self.link.push(&command(&["DBSIZE"]));
         self.link.flush()
     }
 
     /// Takes everything that was received.
     fn take(&mut self) -> Result<(), UpstreamError> {
-        let written = self.hydration.ledger.borrow().next_ticket() > self.tickets[0];
         let Self { memory, keys, asked, flushed, .. } = self;
         let mut lost = None;
         self.link.hand_over(|reply| {
@@ -232,7 +218,7 @@ impl News<'_> {
             } else if asked.take().is_some() {
                 let now = integer(reply);
                 if std::mem::take(flushed) {
-                    lost = Some((*keys, written, now));
+                    lost = Some((*keys, now));
                 }
                 *keys = now;
             } else {
@@ -240,10 +226,12 @@ impl News<'_> {
             }
             Ok(())
         })?;
-        if let Some((before, written, now)) = lost
-            && is_flush(before, written, now)
+        if let Some((before, now)) = lost
+            && is_flush(before, now)
         {
             self.hydration.flushed_past();
+            // It is brought back now: what was counted says nothing of the next flush.
+            self.keys = None;
         }
         // Whether it was the profiles' database is seen by how many keys are left.
         if self.flushed && self.asked.is_none() {
@@ -267,10 +255,11 @@ fn invalidate(memory: &Memory, push: &[u8]) -> bool {
 }
 
 /// Tells whether a flush was one of the profiles' database. The heartbeat that has counted the keys
-/// `before` may have been a second ago, and clients write on, also the first profiles.
-fn is_flush(before: Option<i64>, written: bool, now: Option<i64>) -> bool {
+/// `before` may have been a second ago, and since then clients have written, or profiles were brought back
+/// that the last flush had taken. Where nothing is left there is nothing that speaks against it.
+fn is_flush(before: Option<i64>, now: Option<i64>) -> bool {
     match (before, now) {
-        (Some(before), Some(now)) => now < before - before / 2 || now == 0 && written,
+        (Some(before), Some(now)) => now < before - before / 2 || now == 0,
         _ => true,
     }
 }
