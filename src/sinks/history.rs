@@ -33,6 +33,10 @@ const TEXT: i32 = 25;
 /// A copy is two exchanges where an INSERT is one; for a few rows that counts more.
 const COPIED_ROWS_MIN: usize = 32;
 
+/// A server reads a message whole before it looks at it, so what is sent as one keeps it waiting; of
+/// many parts it works on one while the next is on its way. They need not end where a row does.
+pub(super) const PART_BYTES: usize = 128 << 10;
+
 /// Says whether so many rows are worth a copy.
 pub(super) fn is_worth_a_copy(rows: usize) -> bool {
     rows >= COPIED_ROWS_MIN
@@ -45,7 +49,9 @@ pub(super) async fn copy(
     rows: usize,
 ) -> Result<(), SinkError> {
     let mut copy = connection.copy_in_raw(sql::COPY_HISTORY).await?;
-    copy.send(encoded).await?;
+    for part in encoded.chunks(PART_BYTES) {
+        copy.send(part).await?;
+    }
     let written = copy.finish().await?;
     // A trigger or rule of somebody else's may leave rows out, which INSERT reports no better.
     if usize::try_from(written) != Ok(rows) {

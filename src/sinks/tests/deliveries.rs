@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::model::Write;
+use super::model::{Model, Write};
 use super::support::{Log, Target, batches_of};
 use crate::journal::Sequence;
 use crate::profile::{IntentBuilder, VoidBuilder};
+use crate::sinks::history::PART_BYTES;
 
 #[tokio::test]
 async fn records_that_change_nothing_only_move_the_cursor() {
@@ -87,4 +88,24 @@ async fn a_history_that_is_ahead_of_the_cursor_is_stepped_over() {
         assert_eq!(target.state().await[0][1]["n"], "299");
         assert_eq!((delivery.status().batches(), delivery.status().dead_letters()), (3, 0));
     }
+}
+
+#[tokio::test]
+async fn a_history_that_is_sent_in_parts_arrives_whole() {
+    let (mut log, mut model) = (Log::new(), Model::default());
+    // A part ends within a row, and within a value.
+    let value = "long".repeat(10_001);
+    let writes: Vec<_> = (1..=40)
+        .map(|n| Write::set(&format!("user:{n}"), 1000, "n", &format!("{n}{value}")))
+        .collect();
+    for (n, write) in (1..).zip(&writes) {
+        model.apply(n, write);
+    }
+    assert!(writes.len() * value.len() > 10 * PART_BYTES);
+    let target = Target::postgres().await;
+    log.append(&writes.iter().map(Write::record).collect::<Vec<_>>());
+    let mut delivery = log.delivery(&target, batches_of(40));
+    delivery.drain().await.unwrap();
+    assert_eq!((delivery.status().batches(), delivery.status().dead_letters()), (1, 0));
+    assert_eq!(target.history().await, model.history());
 }
