@@ -46,7 +46,7 @@ fn may_be(operation: &Operation, row: &Row) -> bool {
     recorded && looks_like(operation, row)
 }
 
-fn looks_like(operation: &Operation, row: &Row) -> bool {
+pub(super) fn looks_like(operation: &Operation, row: &Row) -> bool {
     let command = row.command.as_str();
     match &operation.action {
         Action::Set(fields) => command == "HSET" && row.changed == *fields && !row.deleted,
