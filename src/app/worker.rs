@@ -239,7 +239,7 @@ async fn acknowledge(
         let deadline = outcome.borrow_mut().release_arrived();
         let late = async {
             match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
         };

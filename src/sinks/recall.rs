@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -23,6 +22,7 @@ use super::rows::{Part, Rows, Wanted};
 use super::{Config, Status};
 use crate::hydrate::{HistoryEntry, HistoryError, HistoryQuestion};
 use crate::journal::{Batch, Journal, JournalError, Sequence};
+use crate::outside;
 use crate::profile::Entry;
 
 /// Questions that are answered together.
@@ -186,7 +186,8 @@ impl History {
         }
         let keys: HashSet<Vec<u8>> = asked.iter().map(|question| question.key.clone()).collect();
         let journal = self.journal.clone();
-        let read = spawn_blocking(move || read_pending(&journal, delivered, appended, keys)).await;
+        let read =
+            outside::blocking(move || read_pending(&journal, delivered, appended, keys)).await;
         read.unwrap_or_else(|_| Err(SinkError::plain(FailureClass::Connection, "journal").into()))
     }
 }

@@ -295,6 +295,10 @@ impl Rows {
         key: Option<&[u8]>,
         entries_max: usize,
     ) -> Result<Vec<HistoryEntry>, SinkError> {
+        #[cfg(test)]
+        if let Self::Memory(link) = self {
+            return link.history(part, source, key.unwrap_or(b"*"), entries_max).await;
+        }
         let (name, is_flush) = (name_text(key.unwrap_or(b"*")).into_owned(), key.is_none());
         let entries_max = i64::try_from(entries_max).unwrap_or(i64::MAX);
         macro_rules! entries {

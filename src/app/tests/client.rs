@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
+use super::questions::{Arrival, Asked, Question, Reply, tells_of_arrival};
 use super::random::Random;
 use super::redis::pairs;
 use super::rig::Rig;
@@ -108,6 +109,8 @@ pub(super) struct Diary {
     pub(super) operations: Vec<Operation>,
     /// Replies that no command can have.
     pub(super) faults: Vec<String>,
+    pub(super) questions: Vec<Question>,
+    pub(super) arrivals: Vec<Arrival>,
 }
 
 /// One client.
@@ -124,14 +127,17 @@ pub(super) struct Client {
 pub(super) struct Talk {
     stream: Stream,
     input: Vec<u8>,
+    /// What was sent last.
+    last: String,
 }
 
 impl Talk {
     pub(super) fn over(stream: Stream) -> Talk {
-        Talk { stream, input: Vec::new() }
+        Talk { stream, input: Vec::new(), last: String::new() }
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Option<()> {
+        self.last = String::from_utf8_lossy(bytes).replace("\r\n", " ");
         self.stream.write_all(bytes).await.ok()
     }
 
@@ -145,7 +151,7 @@ impl Talk {
             match timeout(ANSWER_BOUND, self.stream.read_buf(&mut self.input)).await {
                 Ok(Ok(1..)) => {}
                 Ok(_) => return None,
-                Err(_) => panic!("no answer came within {ANSWER_BOUND:?}"),
+                Err(_) => panic!("no answer came within {ANSWER_BOUND:?} to {:?}", self.last),
             }
         }
     }
@@ -225,6 +231,8 @@ impl Client {
         if together {
             bytes.extend(encode(&["EXEC"]));
         }
+        let question = (self.random.below(8) == 0).then(|| self.ask(operations));
+        question.iter().for_each(|question| bytes.extend(encode(&question.asked.words())));
         let echo = format!("{} {}", self.actor, operations[0].number);
         bytes.extend(encode(&["ECHO", &echo]));
         talk.send(&bytes).await?;
@@ -238,6 +246,10 @@ impl Client {
                     in_doubt |= is_unknown(&reply);
                 }
             }
+        }
+        if let Some(question) = question {
+            let reply = talk.reply().await?;
+            self.answered(question, &reply);
         }
         let reply = talk.reply().await?;
         if value(&reply) != Some(echo.as_bytes()) && !is_refusal(&reply) && !is_unknown(&reply) {
@@ -266,6 +278,49 @@ impl Client {
             rest = others;
         }
         Some(false)
+    }
+
+    /// Makes a question behind these commands.
+    fn ask(&mut self, operations: &[Operation]) -> Question {
+        let (rig, last) = (&self.shared.rig, operations.last().expect("a command"));
+        let key = match last.key.as_str() {
+            EVERY => PROFILES[0],
+            key => key,
+        };
+        Question {
+            asked: Asked::draw(&mut self.random, key),
+            actor: self.actor.clone(),
+            behind: last.number,
+            is_whole: true,
+            invoked_us: rig.world.now_us(),
+            replied_us: u64::MAX,
+            answer: Reply::Number(0),
+        }
+    }
+
+    /// Notes the answer to a question.
+    fn answered(&mut self, mut question: Question, reply: &[u8]) {
+        question.replied_us = self.shared.rig.world.now_us();
+        if reply.starts_with(b"-") {
+            let may_be = question.asked.may_be_refused(&String::from_utf8_lossy(reply));
+            if !may_be && !is_refusal(reply) && !is_unknown(reply) {
+                self.fault(&question.asked.words().join(" "), reply);
+            }
+            return;
+        }
+        let mut rest = reply;
+        question.answer = Reply::read(&mut rest);
+        question.is_whole = self.shared.rig.delivered().is_some();
+        if tells_of_arrival(&question) {
+            self.arrived(question.behind);
+        }
+        self.diary.questions.push(question);
+    }
+
+    /// Notes that the database has what this connection has written up to a command.
+    fn arrived(&mut self, behind: u64) {
+        let delivered = self.shared.rig.delivered();
+        self.diary.arrivals.push(Arrival { actor: self.actor.clone(), behind, delivered });
     }
 
     fn fault(&mut self, what: &str, reply: &[u8]) {
@@ -355,7 +410,7 @@ impl Client {
 
     /// Notes what the client was told about one command.
     fn told(&mut self, operation: &mut Operation, reply: &[u8]) {
-        if is_unknown(reply) {
+        if is_unknown(reply) || is_late(reply) {
             return;
         }
         let known = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -387,6 +442,11 @@ impl Client {
                 if operation.only_observes() && self.shared.rig.is_poisoned() {
                     *operation = before;
                 }
+                // Flushes are no writes of a kind.
+                let waits = operation.must_be_recorded() && operation.key != EVERY;
+                if waits && self.shared.rig.acks {
+                    self.arrived(operation.number);
+                }
             }
             None => self.fault(&operation.to_string(), reply),
         }
@@ -400,6 +460,11 @@ fn is_refusal(reply: &[u8]) -> bool {
 
 fn is_unknown(reply: &[u8]) -> bool {
     reply.starts_with(b"-") && String::from_utf8_lossy(reply).contains("outcome unknown")
+}
+
+/// Whether it is journaled, and the database was too late.
+fn is_late(reply: &[u8]) -> bool {
+    String::from_utf8_lossy(reply).starts_with("-ERR the write is applied and journaled, but")
 }
 
 fn encode(words: &[impl AsRef<[u8]>]) -> Vec<u8> {

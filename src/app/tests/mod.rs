@@ -23,6 +23,7 @@ mod moments;
 #[path = "../../../tests/it/faults/observe.rs"]
 mod observe;
 mod power;
+mod questions;
 #[path = "../../../tests/it/support/random.rs"]
 mod random;
 mod redis;
@@ -98,12 +99,14 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         faults.push("not everybody is served after the last accident".to_owned());
     }
     shared.stop.set(true);
-    let mut operations = Vec::new();
+    let (mut operations, mut questions, mut arrivals) = (Vec::new(), Vec::new(), Vec::new());
     for client in clients {
         match client.await {
             Ok(diary) => {
                 operations.extend(diary.operations);
                 faults.extend(diary.faults);
+                questions.extend(diary.questions);
+                arrivals.extend(diary.arrivals);
             }
             Err(error) => faults.push(format!("a client: {error}")),
         }
@@ -114,7 +117,8 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
     sleep(EXPIRIES_OVER).await;
     let (places, more) = rig.places().await;
     faults.extend(more);
-    let forgiven = power::forgive(&mut operations, &rig.power_failures_us.take());
+    let failures_us = rig.power_failures_us.take();
+    let forgiven = power::forgive(&mut operations, &arrivals, &failures_us);
     let evidence = Evidence {
         operations,
         rows: rig.history(),
@@ -124,6 +128,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         retention: rig.retention,
         lapses: rig.lapses(),
     };
+    faults.extend(questions::judge(&questions, &arrivals, &evidence, &failures_us));
     faults.extend(power::kept_behind_a_loss(&forgiven, &evidence));
     let log = rig.end().await;
     faults.extend(rig.faults.take());

@@ -4,20 +4,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::align::looks_like;
+use super::questions::{Arrival, has_arrived};
 use super::story::{Action, Answer, Evidence, Operation, Outcome, Row};
 
 /// How much of the journal may not be on the disk yet.
 const UNSYNCED_US_MAX: u64 = 1_020_000;
 
-/// Takes back what clients were told within a second before the power was lost: it may be so or not.
-/// Returns what was acknowledged then, as it was.
-pub(super) fn forgive(operations: &mut [Operation], failures_us: &[u64]) -> Vec<(u64, Operation)> {
+/// Takes back what clients were told within a second before the power was lost, unless the database had
+/// it: it may be so or not. Returns what was acknowledged then, as it was.
+pub(super) fn forgive(
+    operations: &mut [Operation],
+    arrivals: &[Arrival],
+    failures_us: &[u64],
+) -> Vec<(u64, Operation)> {
     let mut forgiven = Vec::new();
     for failure_us in failures_us {
         let late = |operation: &&mut Operation| {
             matches!(operation.outcome, Outcome::Acknowledged(_))
                 && operation.invoked_us <= *failure_us
                 && operation.replied_us + UNSYNCED_US_MAX >= *failure_us
+                && !(operation.must_be_recorded() && has_arrived(operation, arrivals))
         };
         for operation in operations.iter_mut().filter(late) {
             // What has changed nothing has no row, whatever it was answered with.
@@ -89,7 +95,7 @@ fn is_kept(operation: &Operation, known: &[&Operation], rows: &[Row]) -> Option<
 }
 
 /// Whether a row can be the record of a write.
-fn records(operation: &Operation, row: &Row) -> bool {
+pub(super) fn records(operation: &Operation, row: &Row) -> bool {
     let (from_ms, to_ms) = operation.window_ms();
     let told = match (&operation.action, &operation.outcome) {
         (Action::Add { field, .. }, Outcome::Acknowledged(Answer::Number(value))) => {

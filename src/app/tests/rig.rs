@@ -21,7 +21,7 @@ use super::story::{Fields, Profile, Row, Sample};
 use super::world::World;
 use crate::admin::Admin;
 use crate::app::worker::{Leftover, Worker};
-use crate::app::{QUESTIONS_MAX, Stops};
+use crate::app::{HISTORY_QUESTIONS_MAX, QUESTIONS_MAX, Stops};
 use crate::auth::Auth;
 use crate::command::TABLE;
 use crate::config::Config;
@@ -33,7 +33,7 @@ use crate::outside::{self, Listener};
 use crate::resp::integer;
 use crate::schema::{Rule, Schema};
 use crate::sinks::tests::memory::{Server, Stored};
-use crate::sinks::{Database, Delivery, Lookup, Status};
+use crate::sinks::{Database, Delivery, History, Lookup, Status};
 
 /// Steps that no life of a proxy comes to.
 const NO_LIMIT: u64 = u64::MAX;
@@ -77,6 +77,9 @@ pub(super) struct Rig {
     disk: RefCell<Option<crate::journal::tests::faulty::FaultyDisk>>,
     task: RefCell<Option<JoinHandle<()>>>,
     starts: Cell<u64>,
+    /// How often the database was set back.
+    setbacks: Cell<u64>,
+    pub(super) acks: bool,
     pub(super) faults: RefCell<Vec<String>>,
 }
 
@@ -102,6 +105,8 @@ impl Rig {
             disk: RefCell::default(),
             task: RefCell::default(),
             starts: Cell::new(0),
+            setbacks: Cell::new(0),
+            acks: schedule.ack_timeout_ms.is_some(),
             faults: RefCell::default(),
             world,
         });
@@ -197,8 +202,10 @@ impl Rig {
             status: Arc::clone(&status),
             metrics: Arc::clone(&metrics),
         }));
-        // Nobody asks for a history here.
-        let (history_questions, _) = mpsc::channel(1);
+        let (history_questions, history_asked) = mpsc::channel(HISTORY_QUESTIONS_MAX);
+        let history =
+            History::new(opened.journal.clone(), &database, Arc::clone(&status), &config.sink);
+        spawn_local(history.run(history_asked));
         let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
@@ -230,6 +237,12 @@ impl Rig {
     /// The spans in which Redis had lost everything while the proxy could not know.
     pub(super) fn lapses(&self) -> Vec<(u64, u64)> {
         self.redis.lapses()
+    }
+
+    /// The last change that the database has; nothing once it was set back, which the proxy finds out
+    /// by and by.
+    pub(super) fn delivered(&self) -> Option<u64> {
+        (self.setbacks.get() == 0).then(|| self.database.newest())
     }
 
     /// How often the proxy was started.
@@ -297,7 +310,10 @@ impl Rig {
             Deed::KillDatabase => self.database.set_away(true),
             Deed::StartDatabase => self.database.set_away(false),
             Deed::TroubleDatabase(trouble) => self.database.trouble(trouble),
-            Deed::SetDatabaseBack => self.database.set_back(),
+            Deed::SetDatabaseBack => {
+                self.setbacks.set(self.setbacks.get() + 1);
+                self.database.set_back();
+            }
             Deed::FillDisk(bytes) => {
                 self.disk.borrow().iter().for_each(|disk| disk.limit_space(bytes));
             }
@@ -461,7 +477,15 @@ async fn sync(journal: Journal, mode: SyncMode, life: Arc<Life>) {
     loop {
         match mode {
             SyncMode::Os => return,
-            SyncMode::EverySec => sleep(Duration::from_secs(1)).await,
+            SyncMode::EverySec => {
+                // Somebody may wait for what is written.
+                for _ in 0..200 {
+                    sleep(Duration::from_millis(5)).await;
+                    if journal.hurried() > journal.durable() {
+                        break;
+                    }
+                }
+            }
             SyncMode::Always => {
                 journal.appended_past(journal.durable()).await;
                 let ms = outside::tests::chance().unwrap_or(0) % 5;

@@ -12,7 +12,7 @@ use super::random::Random;
 use crate::auth::UserConfig;
 use crate::config::{Config, UpstreamAddress};
 use crate::journal::{self, SyncMode};
-use crate::schema::KindConfig;
+use crate::schema::{Ack, KindConfig};
 use crate::sinks::tests::memory::Trouble;
 
 /// What a restart of Redis leaves.
@@ -72,6 +72,8 @@ pub(super) struct Schedule {
     pub(super) ttl_ms: Option<u64>,
     /// Clients flush now and then.
     pub(super) flushes: bool,
+    /// The kind has `ack = "database"`, and an answer waits for so long.
+    pub(super) ack_timeout_ms: Option<u64>,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -93,6 +95,11 @@ impl Schedule {
             cached: seed.is_multiple_of(3),
             ttl_ms: seed.is_multiple_of(2).then(|| one_of(&mut random, &[1000, 1500])),
             flushes: seed % 5 < 2,
+            ack_timeout_ms: (seed % 7 < 2).then_some(if seed.is_multiple_of(7) {
+                60
+            } else {
+                1000
+            }),
             length_ms: 600 + random.below(1000),
             deeds: Vec::new(),
         };
@@ -130,6 +137,7 @@ impl Schedule {
         let mut kind: KindConfig = toml::from_str(kind).expect("a kind");
         kind.cache_ttl = self.cached.then_some(Duration::from_secs(1));
         kind.ttl = self.ttl_ms.map(Duration::from_millis);
+        kind.ack = if self.ack_timeout_ms.is_some() { Ack::Database } else { Ack::Journal };
         let mut config = Config { user: users.collect(), profile: vec![kind], ..Config::default() };
         config.upstream = UpstreamAddress::Redis {
             host: "redis".to_owned(),
@@ -138,6 +146,7 @@ impl Schedule {
             password: None,
             database: 0,
         };
+        config.ack_timeout = Duration::from_millis(self.ack_timeout_ms.unwrap_or(1000));
         config.upstream_timeout = Duration::from_millis(self.upstream_timeout_ms);
         config.journal = journal::Config {
             sync: self.sync,
@@ -208,7 +217,7 @@ impl fmt::Display for Schedule {
         writeln!(
             out,
             "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
-             segments of {}, {} checks in a second, {} ms{}{}{}",
+             segments of {}, {} checks in a second, {} ms{}{}{}{}",
             self.seed,
             self.persistence,
             self.sync.name(),
@@ -219,7 +228,8 @@ impl fmt::Display for Schedule {
             self.length_ms,
             if self.cached { ", cache mode" } else { "" },
             self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms")),
-            if self.flushes { ", flushes" } else { "" }
+            if self.flushes { ", flushes" } else { "" },
+            self.ack_timeout_ms.map_or(String::new(), |ms| format!(", answers wait {ms} ms"))
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
     }

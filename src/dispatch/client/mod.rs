@@ -10,10 +10,9 @@ use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::{Rc, Weak},
-    time::Instant,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 pub(super) use self::on_lane::Profiles;
 use self::{

@@ -8,7 +8,9 @@
 //! 0         sent             awaited.from              awaited.to   bytes.len()
 //! ```
 
-use std::{collections::VecDeque, ops::Range, time::Instant};
+use std::{collections::VecDeque, ops::Range};
+
+use tokio::time::Instant;
 
 use super::arrival::{Arrivals, Run};
 use crate::{

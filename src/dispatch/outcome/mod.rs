@@ -8,9 +8,9 @@ pub(super) mod capture;
 pub(super) mod ledger;
 pub(super) mod recovery;
 
-use std::{borrow::Cow, cell::RefCell, rc::Rc, time::Instant};
+use std::{borrow::Cow, cell::RefCell, rc::Rc};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tracing::error;
 
 use self::ledger::{Ledger, Progress};

@@ -14,13 +14,14 @@ use std::time::Duration;
 use foldhash::HashMap;
 use tokio::time::sleep;
 
+use crate::hydrate::HistoryEntry;
 use crate::outside::tests::{Fate, Life, chance};
 use crate::sinks::batch::Work;
 use crate::sinks::database::{Applied, Cursor};
 use crate::sinks::encoding::{Fields, fields_json, name_text};
 use crate::sinks::error::{FailureClass, SinkError};
 use crate::sinks::fold::{Folded, Row};
-use crate::sinks::rows::{StoredRow, Wanted};
+use crate::sinks::rows::{Part, StoredRow, Wanted};
 
 /// Older states that are kept, for a fail-over to one of them.
 const OLDER_MAX: usize = 6;
@@ -140,6 +141,11 @@ impl Server {
         self.state().tables.history.clone()
     }
 
+    /// The last change that has come from a journal; there is one journal in a simulation.
+    pub(crate) fn newest(&self) -> u64 {
+        self.state().tables.history.last_key_value().map_or(0, |(sequence, _)| *sequence)
+    }
+
     /// Every row that was ever there.
     pub(crate) fn samples(&self) -> Vec<(Vec<u8>, Stored)> {
         self.state().samples.clone()
@@ -255,6 +261,31 @@ impl Link {
                 .map(row)
                 .collect(),
         })
+    }
+
+    pub(in crate::sinks) async fn history(
+        &mut self,
+        part: Part,
+        source: &str,
+        key: &[u8],
+        entries_max: usize,
+    ) -> Result<Vec<HistoryEntry>, SinkError> {
+        self.call().await?;
+        let state = self.memory.server.state();
+        // Nothing is known of other journals.
+        let is_own = part == Part::Own && state.tables.cursors.contains_key(source);
+        let rows = state.tables.history.iter().rev();
+        let entries = rows.filter(|(_, row)| is_own && row.key == key);
+        let entry = |(sequence, row): (&u64, &Written)| HistoryEntry {
+            sequence: *sequence,
+            at_ms: row.at_ms,
+            actor: row.actor.clone(),
+            command: row.command.to_ascii_lowercase(),
+            changed: row.changed.clone().into_iter().collect(),
+            removed: row.removed.iter().map(|name| name.clone().into_bytes()).collect(),
+            deleted: row.deleted,
+        };
+        Ok(entries.take(entries_max).map(entry).collect())
     }
 
     pub(in crate::sinks) async fn apply(&mut self, work: &Work<'_>) -> Result<Applied, SinkError> {
