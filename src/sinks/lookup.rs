@@ -112,13 +112,14 @@ impl Lookup {
             Ok(()) => self.known(Wanted::Keys(&keys), &keys).await,
             Err(error) => Err(error),
         };
-        let mut found = found.map_err(|error| self.tell(&error)).map(|found| {
+        let found = found.map_err(|error| self.tell(&error)).map(|found| {
             found.into_iter().collect::<foldhash::HashMap<Vec<u8>, Result<Known, Away>>>()
         });
         for Asked { key, answer } in asked {
-            let known = match &mut found {
+            let known = match &found {
+                // Others may have asked for the same profile, a check beside one that brings it back.
                 Ok(found) => {
-                    found.remove(&key).unwrap_or_else(|| Ok(self.pending(&key, None, &[])))
+                    found.get(&key).cloned().unwrap_or_else(|| Ok(self.pending(&key, None, &[])))
                 }
                 Err(away) => Err(*away),
             };

@@ -52,6 +52,22 @@ fn live(pairs: &[(&str, &str)], expires_ms: Option<u64>) -> Known {
 }
 
 #[tokio::test]
+async fn all_who_ask_for_one_profile_at_once_are_told_the_same() {
+    for target in Target::both().await {
+        let mut log = Log::new();
+        log.append(&[Write::set("user:1", 1000, "a", "1").record()]);
+        let mut delivery = log.delivery(&target, batches_of(10));
+        delivery.drain().await.unwrap();
+        let appended = log.append(&[Write::set("user:1", 2000, "b", "2").record()]);
+        let questions = answering(&log, &target, &delivery);
+        let ask = || ask(&questions, appended.0, "user:1");
+        let (one, other, third) = tokio::join!(ask(), ask(), ask());
+        let expected = Ok(live(&[("a", "1"), ("b", "2")], None));
+        assert_eq!([one, other, third], [(); 3].map(|()| expected.clone()));
+    }
+}
+
+#[tokio::test]
 async fn rows_and_pending_changes_are_told_as_one() {
     for target in Target::both().await {
         let mut log = Log::new();
