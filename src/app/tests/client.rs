@@ -17,6 +17,7 @@ use super::random::Random;
 use super::redis::pairs;
 use super::rig::Rig;
 use super::story::{Action, Answer, EVERY, Fields, Operation, Outcome, REFUSALS};
+use super::watched::{self, Attempt};
 use crate::outside::Stream;
 use crate::resp::{Framer, elements_of, framed, integer, push_command, value};
 
@@ -37,14 +38,15 @@ fn short(start: u64) -> String {
 /// Every profile, after so many starts of the proxy.
 pub(super) fn profiles(starts: u64) -> Vec<String> {
     let lasting = PROFILES.iter().map(|key| (*key).to_owned());
-    lasting.chain((0..=starts).map(short)).collect()
+    let watched = [watched::KEY.to_owned()];
+    lasting.chain((0..=starts).map(short)).chain(watched).collect()
 }
 
 /// What all clients of a run share.
 pub(super) struct Shared {
-    rig: Rc<Rig>,
+    pub(super) rig: Rc<Rig>,
     pub(super) stop: Cell<bool>,
-    next_number: Cell<u64>,
+    pub(super) next_number: Cell<u64>,
     /// Acknowledged commands, by client.
     acknowledged: RefCell<BTreeMap<u64, u64>>,
     /// The latest near end that a client has asked for, of each lasting profile, and in which life of
@@ -111,16 +113,17 @@ pub(super) struct Diary {
     pub(super) faults: Vec<String>,
     pub(super) questions: Vec<Question>,
     pub(super) arrivals: Vec<Arrival>,
+    pub(super) attempts: Vec<Attempt>,
 }
 
 /// One client.
 pub(super) struct Client {
-    shared: Rc<Shared>,
+    pub(super) shared: Rc<Shared>,
     name: u64,
-    random: Random,
+    pub(super) random: Random,
     connections: u64,
-    actor: String,
-    diary: Diary,
+    pub(super) actor: String,
+    pub(super) diary: Diary,
 }
 
 /// A connection to the proxy.
@@ -136,13 +139,13 @@ impl Talk {
         Talk { stream, input: Vec::new(), last: String::new() }
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Option<()> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Option<()> {
         self.last = String::from_utf8_lossy(bytes).replace("\r\n", " ");
         self.stream.write_all(bytes).await.ok()
     }
 
     /// The bytes of the next reply; nothing when the connection is gone.
-    async fn reply(&mut self) -> Option<Vec<u8>> {
+    pub(super) async fn reply(&mut self) -> Option<Vec<u8>> {
         let mut framer = Framer::default();
         loop {
             if let Some(length) = framer.frame(&self.input).expect("a proxy that speaks RESP") {
@@ -205,6 +208,9 @@ impl Client {
 
     /// One command, a pipeline or a transaction; `None` when the connection is gone.
     async fn turn(&mut self, talk: &mut Talk) -> Option<()> {
+        if self.shared.rig.watches && self.random.below(4) == 0 {
+            return self.attempt(talk).await;
+        }
         let (count, together) = match self.random.below(10) {
             0..5 => (1, false),
             5..8 => (2 + self.random.below(4), false),
@@ -288,10 +294,11 @@ impl Client {
             key => key,
         };
         Question {
-            asked: Asked::draw(&mut self.random, key),
+            asked: Asked::draw(&mut self.random, key, rig),
             actor: self.actor.clone(),
             behind: last.number,
             is_whole: true,
+            attempts: self.diary.attempts.len() as u64,
             invoked_us: rig.world.now_us(),
             replied_us: u64::MAX,
             answer: Reply::Number(0),
@@ -323,7 +330,7 @@ impl Client {
         self.diary.arrivals.push(Arrival { actor: self.actor.clone(), behind, delivered });
     }
 
-    fn fault(&mut self, what: &str, reply: &[u8]) {
+    pub(super) fn fault(&mut self, what: &str, reply: &[u8]) {
         let reply = String::from_utf8_lossy(reply);
         self.diary.faults.push(format!("{}: {what} was answered {reply}", self.actor));
     }
@@ -453,21 +460,21 @@ impl Client {
     }
 }
 
-fn is_refusal(reply: &[u8]) -> bool {
+pub(super) fn is_refusal(reply: &[u8]) -> bool {
     let text = String::from_utf8_lossy(reply.strip_prefix(b"-").unwrap_or_default());
     REFUSALS.iter().any(|word| text.starts_with(word)) || text.contains("cache_ttl")
 }
 
-fn is_unknown(reply: &[u8]) -> bool {
+pub(super) fn is_unknown(reply: &[u8]) -> bool {
     reply.starts_with(b"-") && String::from_utf8_lossy(reply).contains("outcome unknown")
 }
 
 /// Whether it is journaled, and the database was too late.
-fn is_late(reply: &[u8]) -> bool {
+pub(super) fn is_late(reply: &[u8]) -> bool {
     String::from_utf8_lossy(reply).starts_with("-ERR the write is applied and journaled, but")
 }
 
-fn encode(words: &[impl AsRef<[u8]>]) -> Vec<u8> {
+pub(super) fn encode(words: &[impl AsRef<[u8]>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     push_command(&mut bytes, words, |_, _| {});
     bytes

@@ -33,6 +33,9 @@ mod rig;
 mod schedule;
 #[path = "../../../tests/it/faults/story.rs"]
 mod story;
+mod syncs;
+mod watched;
+mod watching;
 mod world;
 
 use std::rc::Rc;
@@ -99,7 +102,8 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         faults.push("not everybody is served after the last accident".to_owned());
     }
     shared.stop.set(true);
-    let (mut operations, mut questions, mut arrivals) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut operations, mut questions) = (Vec::new(), Vec::new());
+    let (mut arrivals, mut attempts) = (Vec::new(), Vec::new());
     for client in clients {
         match client.await {
             Ok(diary) => {
@@ -107,6 +111,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
                 faults.extend(diary.faults);
                 questions.extend(diary.questions);
                 arrivals.extend(diary.arrivals);
+                attempts.extend(diary.attempts);
             }
             Err(error) => faults.push(format!("a client: {error}")),
         }
@@ -119,7 +124,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
     faults.extend(more);
     let failures_us = rig.power_failures_us.take();
     let forgiven = power::forgive(&mut operations, &arrivals, &failures_us);
-    let evidence = Evidence {
+    let mut evidence = Evidence {
         operations,
         rows: rig.history(),
         samples: rig.samples(),
@@ -128,6 +133,7 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         retention: rig.retention,
         lapses: rig.lapses(),
     };
+    faults.extend(watched::judge(&attempts, &mut evidence, &failures_us));
     faults.extend(questions::judge(&questions, &arrivals, &evidence, &failures_us));
     faults.extend(power::kept_behind_a_loss(&forgiven, &evidence));
     let log = rig.end().await;

@@ -8,7 +8,7 @@ use super::questions::{Arrival, has_arrived};
 use super::story::{Action, Answer, Evidence, Operation, Outcome, Row};
 
 /// How much of the journal may not be on the disk yet.
-const UNSYNCED_US_MAX: u64 = 1_020_000;
+pub(super) const UNSYNCED_US_MAX: u64 = 1_020_000;
 
 /// Takes back what clients were told within a second before the power was lost, unless the database had
 /// it: it may be so or not. Returns what was acknowledged then, as it was.

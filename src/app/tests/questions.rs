@@ -5,7 +5,9 @@ use std::collections::HashMap;
 
 use super::power::records;
 use super::random::Random;
+use super::rig::Rig;
 use super::story::{EVERY, Evidence, Operation, Outcome, Row};
+use super::watched::KEY;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Question {
     pub(super) behind: u64,
     /// The database was never set back before it was answered.
     pub(super) is_whole: bool,
+    /// What its client had tried before with the profile that is watched.
+    pub(super) attempts: u64,
     pub(super) invoked_us: u64,
     pub(super) replied_us: u64,
     pub(super) answer: Reply,
@@ -48,11 +52,14 @@ pub(super) enum Reply {
 
 impl Asked {
     /// Draws one about a profile.
-    pub(super) fn draw(random: &mut Random, key: &str) -> Asked {
+    pub(super) fn draw(random: &mut Random, key: &str, rig: &Rig) -> Asked {
         let key = key.to_owned();
         let of = |random: &mut Random, count: usize| random.below(count as u64) as usize;
         match random.below(10) {
-            0..3 => Asked::Wait { limit_ms: [0, 30, 300][of(random, 3)] },
+            // A transaction with a flush may take half a minute before it is given up.
+            0..3 => {
+                Asked::Wait { limit_ms: [if rig.flushes { 5 } else { 0 }, 30, 300][of(random, 3)] }
+            }
             3..6 => Asked::History { key, entries_max: [1, 3, 10][of(random, 3)] },
             _ => {
                 let repairs = [
@@ -62,6 +69,8 @@ impl Asked {
                     "REPAIR REDIS MISSING",
                     "REPAIR DATABASE MISSING",
                 ];
+                let is_other = rig.watches && random.below(3) == 0;
+                let key = if is_other { KEY.to_owned() } else { key };
                 Asked::Check { key, repair: repairs[of(random, repairs.len())] }
             }
         }
@@ -174,7 +183,7 @@ impl Known<'_> {
                 && operation.number <= question.behind
                 && (operation.must_be_recorded() || operation.is_unknown())
         });
-        let count = own.count() as i64;
+        let count = own.count() as i64 + question.attempts as i64;
         (!(0..=count).contains(&question.answer.number()))
             .then(|| format!("there were {count} changes to wait for"))
     }

@@ -17,7 +17,7 @@ use super::world::World;
 use crate::engine::Engine;
 use crate::outside::tests::{Life, Stream, Wire, connection};
 use crate::resp::{
-    Elements, Limits, Protocol, ReplyWriter, Request, Scanner, parse_integer, push_command,
+    Elements, Limits, Protocol, ReplyWriter, Request, Scanner, integer, parse_integer, push_command,
 };
 
 /// One Redis, and the machine that it runs on.
@@ -191,7 +191,9 @@ impl Redis {
             }
             world.pause(1).await;
         }
-        self.0.borrow_mut().connections.remove(&id);
+        let mut server = self.0.borrow_mut();
+        server.connections.remove(&id);
+        server.unwatch(id);
     }
 }
 
@@ -221,6 +223,19 @@ impl Server {
         let is_profile = |key: &[u8]| key.iter().filter(|byte| **byte == b':').count() == 1;
         let mut keys = Elements::of(&found);
         i64::from(keys.any(|key| is_profile(key) && !ignored.contains(&key)))
+    }
+
+    /// Does what the script of the clients does (`watched::SCRIPT`).
+    fn add_one(&mut self, now_ms: u64, key: &str, field: &str) -> i64 {
+        let count = self.run(now_ms, &["HINCRBY", key, "count", "1"]);
+        self.run(now_ms, &["HSET", key, field, "1"]);
+        integer(&count).expect("a number")
+    }
+
+    /// Ends what a connection watches; tells whether any of it was changed.
+    fn unwatch(&mut self, id: u64) -> bool {
+        let now_ms = self.world.now_ms();
+        self.engine.unwatch(now_ms, id)
     }
 
     /// Counts the calls of what removes many keys at once.
@@ -288,8 +303,24 @@ impl Talk {
                 self.queue = Some(Vec::new());
                 reply.ok();
             }
+            (b"reset", _) => {
+                self.queue = None;
+                self.protocol = Protocol::Resp2;
+                let mut server = self.redis.0.borrow_mut();
+                server.unwatch(self.id);
+                server.connections.get_mut(&self.id).into_iter().for_each(|(name, _)| name.clear());
+                reply.simple("RESET");
+            }
+            (b"discard", queue @ Some(_)) => {
+                *queue = None;
+                self.redis.0.borrow_mut().unwatch(self.id);
+                reply.ok();
+            }
             (b"exec", queue @ Some(_)) => {
                 let queue = queue.take().unwrap_or_default();
+                if self.redis.0.borrow_mut().unwatch(self.id) {
+                    return reply.null_array();
+                }
                 reply.array(queue.len());
                 for bytes in queue {
                     with_request(&bytes, |request| self.run(&request, output));
@@ -346,6 +377,17 @@ impl Talk {
                 let killed = text(3).parse().ok().and_then(|id| server.connections.remove(&id));
                 killed.iter().for_each(|(_, wire)| wire.cut());
                 reply.integer(i64::from(killed.is_some()));
+            }
+            ("watch", _) => {
+                request.arguments(1).for_each(|key| server.engine.watch(now_ms, self.id, key));
+                reply.ok();
+            }
+            ("unwatch", _) => {
+                server.unwatch(self.id);
+                reply.ok();
+            }
+            ("eval", script) if script.contains("hincrby") => {
+                reply.integer(server.add_one(now_ms, &text(3), &text(4)));
             }
             ("eval", script) if script.contains("scan") => {
                 reply.integer(server.has_profile(now_ms, request));

@@ -18,6 +18,7 @@ use super::model::Retention;
 use super::redis::{Redis, pairs};
 use super::schedule::{Deed, Persistence, Schedule};
 use super::story::{Fields, Profile, Row, Sample};
+use super::syncs::sync;
 use super::world::World;
 use crate::admin::Admin;
 use crate::app::worker::{Leftover, Worker};
@@ -28,8 +29,8 @@ use crate::config::Config;
 use crate::dispatch;
 use crate::journal::{Journal, SyncMode, open_on};
 use crate::metrics::Metrics;
+use crate::outside::Listener;
 use crate::outside::tests::{Life, Stream, Wire, World as Outside, connection, simulate};
-use crate::outside::{self, Listener};
 use crate::resp::integer;
 use crate::schema::{Rule, Schema};
 use crate::sinks::tests::memory::{Server, Stored};
@@ -80,6 +81,8 @@ pub(super) struct Rig {
     /// How often the database was set back.
     setbacks: Cell<u64>,
     pub(super) acks: bool,
+    /// One profile is watched.
+    pub(super) watches: bool,
     pub(super) faults: RefCell<Vec<String>>,
 }
 
@@ -106,6 +109,7 @@ impl Rig {
             task: RefCell::default(),
             starts: Cell::new(0),
             setbacks: Cell::new(0),
+            watches: schedule.watches,
             acks: schedule.ack_timeout_ms.is_some(),
             faults: RefCell::default(),
             world,
@@ -469,32 +473,6 @@ impl Rig {
             state: state(&stored),
         });
         samples.collect()
-    }
-}
-
-/// Stands for the thread that syncs the journal.
-async fn sync(journal: Journal, mode: SyncMode, life: Arc<Life>) {
-    loop {
-        match mode {
-            SyncMode::Os => return,
-            SyncMode::EverySec => {
-                // Somebody may wait for what is written.
-                for _ in 0..200 {
-                    sleep(Duration::from_millis(5)).await;
-                    if journal.hurried() > journal.durable() {
-                        break;
-                    }
-                }
-            }
-            SyncMode::Always => {
-                journal.appended_past(journal.durable()).await;
-                let ms = outside::tests::chance().unwrap_or(0) % 5;
-                sleep(Duration::from_millis(ms)).await;
-            }
-        }
-        if life.is_over() || journal.durable() < journal.appended() && journal.sync_now().is_err() {
-            return;
-        }
     }
 }
 

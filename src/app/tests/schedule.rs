@@ -74,6 +74,8 @@ pub(super) struct Schedule {
     pub(super) flushes: bool,
     /// The kind has `ack = "database"`, and an answer waits for so long.
     pub(super) ack_timeout_ms: Option<u64>,
+    /// One profile is written by transactions that watch it, too.
+    pub(super) watches: bool,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -100,6 +102,7 @@ impl Schedule {
             } else {
                 1000
             }),
+            watches: false,
             length_ms: 600 + random.below(1000),
             deeds: Vec::new(),
         };
@@ -114,6 +117,10 @@ impl Schedule {
             schedule.deeds.push((at_ms, Deed::FlushRedis(random.below(2) == 0)));
         }
         schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
+        // It is judged as one that nobody but its writers changes.
+        let is_spared = schedule.deeds.iter().all(|(_, deed)| *deed != Deed::FlushRedis(false));
+        schedule.watches =
+            !schedule.cached && schedule.ttl_ms.is_none() && !schedule.flushes && is_spared;
         schedule
     }
 
@@ -217,7 +224,7 @@ impl fmt::Display for Schedule {
         writeln!(
             out,
             "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
-             segments of {}, {} checks in a second, {} ms{}{}{}{}",
+             segments of {}, {} checks in a second, {} ms{}{}{}{}{}",
             self.seed,
             self.persistence,
             self.sync.name(),
@@ -229,6 +236,7 @@ impl fmt::Display for Schedule {
             if self.cached { ", cache mode" } else { "" },
             self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms")),
             if self.flushes { ", flushes" } else { "" },
+            if self.watches { ", one is watched" } else { "" },
             self.ack_timeout_ms.map_or(String::new(), |ms| format!(", answers wait {ms} ms"))
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))
