@@ -135,10 +135,14 @@ impl History {
         // What the database gets from here on is found in the journal as well.
         let delivered = self.status.delivered().0;
         self.rows.connect(self.patience).await?;
+        // Changes and flushes are read one behind the other, and a change that arrives in between must
+        // not be missed in front of a flush that is seen.
+        self.rows.begin_snapshot().await?;
         let mut stored = Vec::with_capacity(asked.len());
         for question in asked {
             stored.push(self.stored(question).await?);
         }
+        self.rows.end_snapshot().await?;
         let pending = self.pending(delivered, asked).await?;
         if std::mem::take(&mut self.away) {
             info!("the history can be read from the database again");

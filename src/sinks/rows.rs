@@ -174,11 +174,19 @@ impl Rows {
     /// Has all that is read show one state of the database, until [`Self::end_snapshot`]. Whoever
     /// fails in between lets go of the connection. Only while connected.
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), SinkError> {
+        #[cfg(test)]
+        if let Self::Memory(link) = self {
+            link.begin_snapshot();
+        }
         self.execute("begin isolation level repeatable read read only", "begin").await
     }
 
     /// Ends what [`Self::begin_snapshot`] has begun. Only while connected.
     pub(super) async fn end_snapshot(&mut self) -> Result<(), SinkError> {
+        #[cfg(test)]
+        if let Self::Memory(link) = self {
+            link.end_snapshot();
+        }
         self.execute("commit", "commit").await
     }
 

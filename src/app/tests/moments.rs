@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use super::client::{PASSWORD, Talk};
 use super::model::as_of;
+use super::questions::{self, Reply};
 use super::rig::Rig;
 use super::schedule::{Deed, Schedule};
 use super::story::State;
@@ -71,6 +72,41 @@ fn a_profile_that_expires_in_the_moment_in_which_it_is_brought_back_is_gone_ever
             places.iter().map(|(_, place)| held(place)).collect::<Vec<State>>()
         });
         assert!(places.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: {places:?}");
+    }
+}
+
+#[test]
+fn a_history_lacks_no_change_before_a_flush_that_it_shows() {
+    for seed in 1..=40 {
+        let mut schedule = Schedule::draw(seed);
+        (schedule.ttl_ms, schedule.cached) = (None, false);
+        let (asked, rows) = with_rig(&schedule, async |rig| {
+            let (mut writer, mut reader) = (log_in(rig).await, log_in(rig).await);
+            let write = async {
+                for number in 0..30 {
+                    insist(&mut writer, &["HSET", "user:1", "a", &number.to_string()]).await;
+                    insist(&mut writer, &["FLUSHALL"]).await;
+                }
+            };
+            let read = async {
+                let mut asked = Vec::new();
+                for _ in 0..60 {
+                    let words = ["PROFILE.HISTORY", "user:1", "COUNT", "4"];
+                    asked.push(Reply::read(&mut insist(&mut reader, &words).await.as_slice()));
+                }
+                asked
+            };
+            let (asked, ()) = tokio::join!(read, write);
+            rig.drained().await;
+            let rows: Vec<u64> = rig.history().iter().map(|row| row.sequence).collect();
+            (asked, rows)
+        });
+        for reply in asked {
+            let shown = questions::sequences(&reply);
+            let last = shown.first().map_or(0, |newest| rows.partition_point(|row| row <= newest));
+            let expected: Vec<u64> = rows[..last].iter().rev().take(4).copied().collect();
+            assert_eq!(shown, expected, "seed {seed}");
+        }
     }
 }
 

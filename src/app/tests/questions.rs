@@ -257,6 +257,11 @@ fn is_same(entry: &Row, row: &Row) -> bool {
     *entry == told
 }
 
+/// The numbers of the entries of a history, as they are shown.
+pub(super) fn sequences(history: &Reply) -> Vec<u64> {
+    history.list().iter().map(|entry| row_of_entry(entry).sequence).collect()
+}
+
 fn row_of_entry(entry: &Reply) -> Row {
     let parts = entry.list();
     let part = |name: &str| {

@@ -67,7 +67,8 @@ pub(crate) struct Written {
 #[derive(Clone, Default)]
 struct Tables {
     profiles: BTreeMap<Vec<u8>, Stored>,
-    history: BTreeMap<u64, Written>,
+    /// Shared with what was read of it before.
+    history: Arc<BTreeMap<u64, Written>>,
     cursors: BTreeMap<String, Cursor>,
 }
 
@@ -97,6 +98,8 @@ pub struct Memory {
 pub(crate) struct Link {
     memory: Memory,
     generation: Option<u64>,
+    /// What is read is as of then.
+    snapshot: Option<Tables>,
 }
 
 impl Server {
@@ -138,7 +141,7 @@ impl Server {
     }
 
     pub(crate) fn history(&self) -> BTreeMap<u64, Written> {
-        self.state().tables.history.clone()
+        BTreeMap::clone(&self.state().tables.history)
     }
 
     /// The last change that has come from a journal; there is one journal in a simulation.
@@ -166,7 +169,7 @@ impl fmt::Debug for Link {
 
 impl Memory {
     pub(crate) fn link(&self) -> Link {
-        Link { memory: self.clone(), generation: None }
+        Link { memory: self.clone(), generation: None, snapshot: None }
     }
 }
 
@@ -181,6 +184,15 @@ async fn pause(ms_max: u64) {
 impl Link {
     pub(in crate::sinks) fn disconnect(&mut self) {
         self.generation = None;
+        self.snapshot = None;
+    }
+
+    pub(in crate::sinks) fn begin_snapshot(&mut self) {
+        self.snapshot = Some(self.memory.server.state().tables.clone());
+    }
+
+    pub(in crate::sinks) fn end_snapshot(&mut self) {
+        self.snapshot = None;
     }
 
     /// Connects if there is no connection, and takes some time.
@@ -250,7 +262,8 @@ impl Link {
             source: stored.source.clone(),
             sequence: stored.sequence,
         };
-        let profiles = state.tables.profiles.iter();
+        let tables = self.snapshot.as_ref().unwrap_or(&state.tables);
+        let profiles = tables.profiles.iter();
         Ok(match wanted {
             Wanted::Keys(keys) => {
                 profiles.filter(|(key, _)| keys.contains(&key.as_slice())).map(row).collect()
@@ -273,8 +286,9 @@ impl Link {
         self.call().await?;
         let state = self.memory.server.state();
         // Nothing is known of other journals.
-        let is_own = part == Part::Own && state.tables.cursors.contains_key(source);
-        let rows = state.tables.history.iter().rev();
+        let tables = self.snapshot.as_ref().unwrap_or(&state.tables);
+        let is_own = part == Part::Own && tables.cursors.contains_key(source);
+        let rows = tables.history.iter().rev();
         let entries = rows.filter(|(_, row)| is_own && row.key == key);
         let entry = |(sequence, row): (&u64, &Written)| HistoryEntry {
             sequence: *sequence,
@@ -359,7 +373,7 @@ impl State {
                 expires_ms: record.expiry_set(),
                 persisted: record.persisted(),
             };
-            self.tables.history.entry(record.sequence).or_insert(written);
+            Arc::make_mut(&mut self.tables.history).entry(record.sequence).or_insert(written);
         }
         if let Some((sequence, _)) = folded.flush {
             for (key, stored) in self.tables.profiles.iter_mut().filter(|(_, row)| !row.deleted) {
