@@ -356,7 +356,7 @@ impl Client {
     }
 
     fn draw(&mut self, number: u64) -> (String, Action) {
-        if self.shared.rig.flushes && self.random.below(100) == 0 {
+        if self.shared.rig.flushes.is_some_and(|of| self.random.below(of) == 0) {
             let name = if self.random.below(2) == 0 { "FLUSHALL" } else { "FLUSHDB" };
             return (EVERY.to_owned(), Action::Flush(name));
         }

@@ -57,9 +57,9 @@ impl Asked {
         let of = |random: &mut Random, count: usize| random.below(count as u64) as usize;
         match random.below(10) {
             // A transaction with a flush may take half a minute before it is given up.
-            0..3 => {
-                Asked::Wait { limit_ms: [if rig.flushes { 5 } else { 0 }, 30, 300][of(random, 3)] }
-            }
+            0..3 => Asked::Wait {
+                limit_ms: [if rig.flushes.is_some() { 5 } else { 0 }, 30, 300][of(random, 3)],
+            },
             3..6 => Asked::History { key, entries_max: [1, 3, 10][of(random, 3)] },
             _ => {
                 let repairs = [

@@ -59,7 +59,7 @@ pub(super) struct Rig {
     persistence: Persistence,
     pub(super) cached: bool,
     pub(super) retention: Option<Retention>,
-    pub(super) flushes: bool,
+    pub(super) flushes: Option<u64>,
     config: Config,
     redis: Redis,
     database: Server,

@@ -57,6 +57,9 @@ pub(super) enum Deed {
     FailSyncs,
 }
 
+/// Commands of clients for one flush, where they flush often.
+const OFTEN: u64 = 15;
+
 /// A schedule: how everything is set up, and the deeds with their milliseconds.
 pub(super) struct Schedule {
     pub(super) seed: u64,
@@ -70,8 +73,8 @@ pub(super) struct Schedule {
     pub(super) cached: bool,
     /// The kind has `ttl`, too: who does not write a profile for so long loses it.
     pub(super) ttl_ms: Option<u64>,
-    /// Clients flush now and then.
-    pub(super) flushes: bool,
+    /// Of so many commands of clients one is a flush, if they flush at all.
+    pub(super) flushes: Option<u64>,
     /// The kind has `ack = "database"`, and an answer waits for so long.
     pub(super) ack_timeout_ms: Option<u64>,
     /// One profile is written by transactions that watch it, too.
@@ -96,7 +99,7 @@ impl Schedule {
             warm_keys_per_second_max: one_of(&mut random, &[3, 20, 5000]),
             cached: seed.is_multiple_of(3),
             ttl_ms: seed.is_multiple_of(2).then(|| one_of(&mut random, &[1000, 1500])),
-            flushes: seed % 5 < 2,
+            flushes: [Some(100), Some(OFTEN), None, None, None][(seed % 5) as usize],
             ack_timeout_ms: (seed % 7 < 2).then_some(if seed.is_multiple_of(7) {
                 60
             } else {
@@ -112,15 +115,23 @@ impl Schedule {
             let at_ms = 30 + random.below(schedule.length_ms - 200);
             schedule.add_fault(at_ms, &mut random);
         }
-        if random.below(4) == 0 {
+        // Flushes of all kinds meet only where there are many.
+        let flushes_past = match (schedule.flushes, random.below(4)) {
+            (Some(OFTEN), more) => 1 + more,
+            (_, 0) => 1,
+            _ => 0,
+        };
+        for _ in 0..flushes_past {
             let at_ms = 30 + random.below(schedule.length_ms - 200);
             schedule.deeds.push((at_ms, Deed::FlushRedis(random.below(2) == 0)));
         }
         schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
         // It is judged as one that nobody but its writers changes.
         let is_spared = schedule.deeds.iter().all(|(_, deed)| *deed != Deed::FlushRedis(false));
-        schedule.watches =
-            !schedule.cached && schedule.ttl_ms.is_none() && !schedule.flushes && is_spared;
+        schedule.watches = !schedule.cached
+            && schedule.ttl_ms.is_none()
+            && schedule.flushes.is_none()
+            && is_spared;
         schedule
     }
 
@@ -235,7 +246,7 @@ impl fmt::Display for Schedule {
             self.length_ms,
             if self.cached { ", cache mode" } else { "" },
             self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms")),
-            if self.flushes { ", flushes" } else { "" },
+            if self.flushes.is_some() { ", flushes" } else { "" },
             if self.watches { ", one is watched" } else { "" },
             self.ack_timeout_ms.map_or(String::new(), |ms| format!(", answers wait {ms} ms"))
         )?;

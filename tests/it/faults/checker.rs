@@ -163,7 +163,7 @@ impl Replay<'_> {
             };
             match owner {
                 Some(_) => unflushed.clear(),
-                None if row.key == EVERY => unflushed.clone_from(&before),
+                None if row.key == EVERY => unflushed.extend_from_slice(&before),
                 None => {}
             }
             after.sort();
