@@ -54,12 +54,12 @@ fn converse(client: &mut Client, command: &[&str]) {
     }
 }
 
-/// Checks a count: at least so many per round, or the test counts something else; at most a tenth
-/// more, since a reply may come in two pieces.
+/// Checks a count: at least so many per round, or the test counts something else; at most half as
+/// many more, since on a busy machine a batch may come in two pieces. One per command would be 50.
 #[track_caller]
 fn assert_per_round(calls: &BTreeMap<String, u64>, name: &str, expected: u64) {
     let count = calls.get(name).copied().unwrap_or_default();
-    let bounds = ROUNDS * expected..=ROUNDS * expected * 11 / 10 + BESIDES;
+    let bounds = ROUNDS * expected..=ROUNDS * expected * 3 / 2 + BESIDES;
     assert!(bounds.contains(&count), "{count} of {name}, not within {bounds:?}: {calls:?}");
 }
 
