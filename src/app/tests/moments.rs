@@ -12,8 +12,8 @@ use super::client::{PASSWORD, Talk};
 use super::model::as_of;
 use super::questions::{self, Reply};
 use super::rig::Rig;
-use super::schedule::{Deed, Schedule};
-use super::story::State;
+use super::schedule::{Deed, Persistence, Schedule};
+use super::story::{Profile, State};
 
 /// Lets somebody act on a rig without accidents.
 fn with_rig<T>(schedule: &Schedule, act: impl AsyncFnOnce(&Rc<Rig>) -> T) -> T {
@@ -209,5 +209,37 @@ fn an_end_of_the_proxy_does_not_hide_a_flush_past_it() {
             let found = left_behind_a_lost_flush_and_an_end(seed, steps);
             assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}, {steps} steps");
         }
+    }
+}
+
+/// Insists on a repair that takes Redis's side while Redis comes back with an old dump; returns what the
+/// client was told and what the places hold of the profile in the end.
+fn repaired_around_a_restart(seed: u64) -> (Reply, Vec<Option<String>>) {
+    let mut schedule = Schedule::draw(seed);
+    (schedule.ttl_ms, schedule.cached, schedule.persistence) = (None, false, Persistence::Stale);
+    schedule.warm_keys_per_second_max = 5000;
+    with_rig(&schedule, async |rig| {
+        let mut talk = log_in(rig).await;
+        insist(&mut talk, &["HSET", "user:1", "a", "old"]).await;
+        rig.act(Deed::SaveRedis).await;
+        insist(&mut talk, &["HSET", "user:1", "a", "new"]).await;
+        sleep(Duration::from_millis(500)).await;
+        rig.act(Deed::KillRedis).await;
+        rig.act(Deed::StartRedis).await;
+        let repair = ["PROFILE.CHECK", "user:1", "REPAIR", "DATABASE"];
+        let told = Reply::read(&mut insist(&mut talk, &repair).await.as_slice());
+        rig.drained().await;
+        let held = |place: &BTreeMap<String, Profile>| place["user:1"].fields.get("a").cloned();
+        let places = rig.places().await.0;
+        (told, places.iter().map(|(_, place)| held(place)).collect())
+    })
+}
+
+#[test]
+fn a_repair_takes_nothing_for_redis_that_is_yet_to_be_checked() {
+    for seed in 1..=30 {
+        let (told, places) = repaired_around_a_restart(seed);
+        assert!(places.iter().all(|a| a.as_deref() == Some("new")), "seed {seed}: {places:?}");
+        assert!(told.finds_no_drift(), "seed {seed}: {told:?}");
     }
 }

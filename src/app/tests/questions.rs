@@ -121,6 +121,15 @@ impl Reply {
         }
     }
 
+    /// Whether a comparison has found both sides the same, or has left it to the checks of all.
+    pub(super) fn finds_no_drift(&self) -> bool {
+        ["same", "checked"].contains(&self.class())
+    }
+
+    fn class(&self) -> &str {
+        self.list().first().map_or("", Reply::text)
+    }
+
     fn list(&self) -> &[Reply] {
         if let Reply::List(list) = self { list } else { &[] }
     }
@@ -236,12 +245,9 @@ impl Known<'_> {
     fn compared(&self, question: &Question) -> Option<String> {
         let (from_us, to_us) = (question.invoked_us, question.replied_us);
         let touched = self.evidence.lapses.iter().any(|(a, b)| from_us <= *b && to_us >= *a);
-        let class = question.answer.list().first().map_or("", Reply::text);
-        let (is_known, same) = match class {
-            "same" | "checked" => (true, true),
-            other => (!other.is_empty(), false),
-        };
-        (!is_known || !same && !touched).then(|| format!("there was no drift, but {class}"))
+        let class = question.answer.class();
+        let is_true = !class.is_empty() && touched || question.answer.finds_no_drift();
+        (!is_true).then(|| format!("there was no drift, but {class}"))
     }
 }
 

@@ -149,6 +149,11 @@ impl Hydration {
         let late = |_| CommandError::Incomparable;
         let _place = timeout_at(deadline, self.held.places.acquire()).await.map_err(late)?;
         let generation = self.generation();
+        // Redis was changed since the command was let in: what it holds now is yet to be checked, and
+        // may be trusted again before both sides are here.
+        if !self.is_trusted() {
+            return Err(CommandError::Incomparable);
+        }
         let key = examination.key.as_slice();
         let look = timeout_at(deadline, self.sides(key)).await;
         let (known, held, at_ms) = look.map_err(late)??;
