@@ -187,7 +187,8 @@ impl Connection {
     /// Tells whether what the next request has been waiting for is here.
     fn may_go_on(&mut self) -> bool {
         match self.waits {
-            _ if self.pause.is_some() => false,
+            // Whoever ends has nothing to run, and is to be woken by the last reply.
+            _ if self.ending || self.pause.is_some() => false,
             Wanted::Nothing => false,
             Wanted::Room => {
                 let fits = self.client.owed() <= self.shared.limits.inflight_max / 2;
@@ -240,8 +241,7 @@ impl Connection {
         if let Some(private) = self.private.take()
             && !private.fail()
         {
-            self.ending = true;
-            self.pending = Vec::new();
+            self.end();
         }
     }
 

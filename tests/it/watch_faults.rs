@@ -237,6 +237,44 @@ fn a_redis_that_is_killed_between_watch_and_exec_ends_the_client() {
     assert_eq!(setup.history_count(), 0);
 }
 
+/// What was watched is forgotten with the link, so the client must not go on. It gets what the lane
+/// owes it, is run nothing more, and its connection ends, however many replies it still had to come.
+#[test]
+fn a_client_whose_watch_is_lost_while_the_lane_owes_it_replies_gets_them_and_is_cut_off() {
+    // How many replies come together, and how long they are. One; and as many as a client may wait
+    // for, which it reads so slowly that its connection is woken when there is room for more.
+    let cases: [(usize, &[(usize, usize)]); 2] = [(1, &[(1, 1)]), (6, &[(3, 8 << 20), (1, 1)])];
+    for (sent, batches) in cases {
+        let upstream = FakeUpstream::start();
+        let config = format!("{CONFIG}[limits]\ninflight_max = 4\n");
+        let (proxy, mut lane) = upstream.start_proxy(Proxy::options().config(&config));
+        let mut client = proxy.client();
+        client.send(words("WATCH user:1"));
+        let mut link = upstream.accept_private(9);
+        assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
+        link.expect("WATCH user:1");
+        link.reply("+OK\r\n+OK\r\n");
+        assert_eq!(client.reply(), Reply::Simple("OK".into()));
+        client.send(words("GET other").repeat(sent));
+        for _ in batches.iter().flat_map(|(count, _)| 0..*count) {
+            lane.expect("GET other");
+        }
+        link.close();
+        for (count, length) in batches {
+            let reply = format!("${length}\r\n{}\r\n", "x".repeat(*length));
+            std::thread::sleep(PAUSE);
+            lane.reply(reply.repeat(*count));
+            std::thread::sleep(PAUSE);
+            for _ in 0..*count {
+                assert!(client.reply_bytes() == reply.as_bytes(), "a reply of {length} bytes");
+            }
+        }
+        assert_eq!(client.read_to_close_of(&format!("who asked {sent} times")), b"");
+        lane.assert_quiet(PAUSE);
+        drop(proxy);
+    }
+}
+
 #[test]
 fn an_exec_that_is_never_answered_ends_its_link_in_time_and_is_read_back() {
     let Scene { upstream, mut lane, mut link, setup, mut client } = Scene::new(Proxy::options());
