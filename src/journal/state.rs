@@ -42,6 +42,8 @@ pub(super) struct State {
     /// Bytes that were discarded since the start.
     pub(super) discarded_bytes: AtomicU64,
     poisoned: AtomicBool,
+    /// Nobody can say what the disk has of what was written since the sync before.
+    sync_failed: AtomicBool,
     poison_cause: OnceLock<Arc<str>>,
     durable_watch: watch::Sender<Sequence>,
     appended_waiters: AtomicUsize,
@@ -94,6 +96,7 @@ impl State {
             bytes: AtomicU64::new(start.segments.iter().map(|segment| segment.bytes()).sum()),
             discarded_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
             poison_cause: OnceLock::new(),
             durable_watch: watch::Sender::new(start.last),
             appended_waiters: AtomicUsize::new(0),
@@ -175,6 +178,17 @@ impl State {
         let _ = self.poison_cause.set(Arc::from(cause));
         self.poisoned.store(true, Ordering::SeqCst);
         self.durable_watch.send_modify(|_| ());
+    }
+
+    /// Stops the syncs for ever, too.
+    pub(super) fn poison_syncs(&self, cause: &str) {
+        self.poison(cause);
+        self.sync_failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Fails if a sync has failed; a failed write leaves what was written before to be synced.
+    pub(super) fn ensure_synced(&self) -> Result<(), JournalError> {
+        if self.sync_failed.load(Ordering::SeqCst) { self.ensure_sound() } else { Ok(()) }
     }
 
     /// Tells whether a write or sync has failed.

@@ -3,6 +3,7 @@
 //! A pass covers everything that was written before it began; what is written while it runs is
 //! covered by the next one. That is the group commit: the writer never waits for a sync. The first
 //! error poisons the journal and is never retried, because the kernel may have dropped the pages.
+//! After a failed write (a full disk) the syncs go on: what was written before may be acknowledged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +23,7 @@ const EVERY_SECOND: Duration = Duration::from_secs(1);
 /// Makes everything that was written before this call durable.
 pub(super) fn pass(state: &State) -> Result<(), JournalError> {
     let _one_at_a_time = lock(&state.syncing);
-    state.ensure_sound()?;
+    state.ensure_synced()?;
     let (target, files) = {
         // The writer adds a file to the list before it writes to it. So with both read under the
         // lock, all records up to the target are in these files or were synced before.
@@ -32,8 +33,8 @@ pub(super) fn pass(state: &State) -> Result<(), JournalError> {
     for unsynced in &files {
         if let Err(error) = sync_file(state, unsynced) {
             let path = segment::path(&state.directory, unsynced.segment.base);
-            state.poison(&format!("cannot sync {}: {error}", path.display()));
-            return state.ensure_sound();
+            state.poison_syncs(&format!("cannot sync {}: {error}", path.display()));
+            return state.ensure_synced();
         }
     }
     // The last of them was the active one and may have been written to meanwhile.
@@ -167,7 +168,7 @@ struct PoisonOnPanic<'a>(&'a State);
 impl Drop for PoisonOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.poison("the sync thread panicked");
+            self.0.poison_syncs("the sync thread panicked");
         }
     }
 }

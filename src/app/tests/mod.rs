@@ -48,6 +48,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant as SimulatedInstant, sleep, sleep_until, timeout};
 
 use crate::guards::{Guard, switch_off};
+use crate::journal::SyncMode;
 use client::{Client, Shared};
 use report::Report;
 use rig::Rig;
@@ -325,6 +326,30 @@ fn nothing_is_checked_against_a_journal_that_may_hold_more_than_it_says() {
             (740, Deed::StartProxy),
         ];
         let (report, _) = run_schedule(&schedule, &[], false);
+        assert!(report.is_good(), "{}", report.text());
+    }
+}
+
+/// Loses the power behind another accident of the disk, with `sync = "everysec"`.
+fn power_fails_behind(seed: u64, accident: (u64, Deed)) -> Report {
+    let mut schedule = Schedule::draw(seed);
+    schedule.sync = SyncMode::EverySec;
+    schedule.ttl_ms = None;
+    schedule.length_ms = 2600;
+    let at_ms = 2030 + seed * 10;
+    schedule.deeds = vec![
+        accident,
+        (at_ms, Deed::FailPower),
+        (at_ms + 20, Deed::StartRedis),
+        (at_ms + 20, Deed::StartProxy),
+    ];
+    run_schedule(&schedule, &[], false).0
+}
+
+#[test]
+fn what_was_acknowledged_before_the_disk_was_full_is_synced_within_a_second() {
+    for seed in 1..=20 {
+        let report = power_fails_behind(seed, (1400, Deed::FillDisk(100 + seed * 20)));
         assert!(report.is_good(), "{}", report.text());
     }
 }

@@ -148,6 +148,30 @@ fn failed_write_poisons_and_leaves_no_half_record() {
 }
 
 #[test]
+fn what_was_written_before_the_disk_was_full_becomes_durable() {
+    for mode in [SyncMode::Always, SyncMode::EverySec, SyncMode::Os] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FaultyDisk::default();
+        let mut opened = open_on(&disk, directory.path(), &small(mode, 120));
+        let blocked = disk.block_syncs();
+        write(&mut opened.writer, 1..=20, 2);
+        disk.limit_space(7);
+        opened.writer.record(&[b"does not fit"]);
+        assert!(matches!(opened.writer.commit(), Err(JournalError::Poisoned { .. })));
+        drop(blocked);
+        if mode != SyncMode::Os {
+            wait_until("durable", || opened.journal.durable() == Sequence(20));
+        }
+        assert!(matches!(opened.writer.close(), Err(JournalError::Poisoned { .. })));
+        assert_eq!(opened.journal.durable(), Sequence(20), "{mode:?}");
+        let image = tempfile::tempdir().unwrap();
+        disk.power_failure(directory.path(), image.path(), |_| false);
+        let opened = open_in(image.path(), &small(mode, 120)).unwrap();
+        assert_eq!(read_from(&opened.journal, 1), expected(1..=20), "{mode:?}");
+    }
+}
+
+#[test]
 fn full_journal_refuses_new_work_but_takes_the_outcomes_of_old() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = small(SyncMode::Os, 1 << 20);

@@ -155,8 +155,11 @@ impl DiskFile for FaultyFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.0.state.lock().unwrap();
         state.writes += 1;
-        let fits = state.space.map_or(bytes.len(), |space| bytes.len().min(space as usize));
-        state.space = state.space.map(|space| space - fits as u64);
+        // What is written over is there already and takes no space.
+        let old = std::fs::metadata(&self.path)?.len().saturating_sub(offset);
+        let over = bytes.len().min(old as usize);
+        let fits = state.space.map_or(bytes.len(), |space| bytes.len().min(over + space as usize));
+        state.space = state.space.map(|space| space - fits.saturating_sub(over) as u64);
         self.file.write_at(&bytes[..fits], offset)?;
         if fits < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
