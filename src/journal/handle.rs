@@ -40,6 +40,12 @@ impl Journal {
         sync::pass(&self.state)
     }
 
+    /// Tells whether a sync has failed.
+    #[cfg(test)]
+    pub(crate) fn has_failed_to_sync(&self) -> bool {
+        self.state.ensure_synced().is_err()
+    }
+
     /// The random id of this journal, made with its first segment: 32 hexadecimal digits.
     pub fn source(&self) -> &str {
         &self.state.source_text

@@ -353,3 +353,11 @@ fn what_was_acknowledged_before_the_disk_was_full_is_synced_within_a_second() {
         assert!(report.is_good(), "{}", report.text());
     }
 }
+
+#[test]
+fn what_a_disk_loses_whose_syncs_fail_is_not_blamed_on_the_proxy() {
+    for seed in 1..=20 {
+        let report = power_fails_behind(seed, (500, Deed::FailSyncs));
+        assert!(report.is_good(), "{}", report.text());
+    }
+}

@@ -259,6 +259,10 @@ impl Rig {
         self.running.borrow().as_ref().is_some_and(|running| running.journal.is_poisoned())
     }
 
+    fn has_failed_to_sync(&self) -> bool {
+        self.running.borrow().as_ref().is_some_and(|running| running.journal.has_failed_to_sync())
+    }
+
     /// A connection to the proxy; none while it does not run.
     pub(super) fn connect(&self) -> Option<Stream> {
         let running = self.running.borrow();
@@ -287,8 +291,10 @@ impl Rig {
             }
             Deed::StartProxy => {}
             Deed::FailPower => {
-                self.power_fails.store(life.is_some(), Ordering::SeqCst);
-                if life.is_some() && self.config.journal.sync == SyncMode::EverySec {
+                // A disk whose syncs have failed may lose more than a second; nobody can help that.
+                let takes = life.is_some() && !self.has_failed_to_sync();
+                self.power_fails.store(takes, Ordering::SeqCst);
+                if takes && self.config.journal.sync == SyncMode::EverySec {
                     self.power_failures_us.borrow_mut().push(self.world.now_us());
                 }
                 life.iter().for_each(|life| life.end());
