@@ -173,7 +173,7 @@ impl Outcome {
     pub fn release_arrived(&mut self) -> Option<Instant> {
         let arrivals = self.arrivals.as_deref().filter(|_| !self.awaiting.is_empty())?;
         let late = match self.journal.is_poisoned() {
-            // What is not on the disk now may be lost with the machine, and never arrives.
+            // What is not on the disk now may be lost with the machine, and need not arrive.
             true => CommandError::Journal(JournalTrouble::LostOutcome),
             false => CommandError::NotInDatabase,
         };
