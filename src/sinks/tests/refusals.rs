@@ -10,10 +10,10 @@ use crate::sinks::{DeadLetters, FailureClass, Retried};
 pub(super) async fn refuse_poison(target: &Target) {
     target
         .run(if target.is_postgres() {
-            "alter table profiles add constraint no_poison \
+            "alter table profiles add constraint nothing_bad \
              check (fields ->> 'a' is distinct from 'poison')"
         } else {
-            "create trigger no_poison before insert on profiles \
+            "create trigger nothing_bad before insert on profiles \
              when new.fields ->> 'a' = 'poison' begin select raise(abort, 'refused'); end"
         })
         .await;
@@ -22,9 +22,9 @@ pub(super) async fn refuse_poison(target: &Target) {
 async fn accept_poison(target: &Target) {
     target
         .run(if target.is_postgres() {
-            "alter table profiles drop constraint no_poison"
+            "alter table profiles drop constraint nothing_bad"
         } else {
-            "drop trigger no_poison"
+            "drop trigger nothing_bad"
         })
         .await;
 }
