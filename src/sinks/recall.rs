@@ -155,7 +155,7 @@ impl History {
         Ok(answers)
     }
 
-    /// The row comes first: the history is never behind it then.
+    /// What the database has of one profile, all of it in one state.
     async fn stored(&mut self, question: &HistoryQuestion) -> Result<Stored, SinkError> {
         let HistoryQuestion { key, entries_max, .. } = question;
         let source = self.journal.source();

@@ -29,6 +29,18 @@ struct Scene {
     client: Client,
 }
 
+/// Has a client watch a profile, and returns the private link that it got for that.
+fn watch(upstream: &FakeUpstream, client: &mut Client) -> FakeLink {
+    client.send(words("WATCH user:1"));
+    let mut link = upstream.accept_private(9);
+    // The name is in force before anything that could be executed later.
+    assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
+    link.expect("WATCH user:1");
+    link.reply("+OK\r\n+OK\r\n");
+    assert_eq!(client.reply(), Reply::Simple("OK".into()));
+    link
+}
+
 impl Scene {
     fn new(options: ProxyOptions) -> Scene {
         let mut scene = Scene::with_a_reply_unread(options);
@@ -42,13 +54,7 @@ impl Scene {
         let setup = Setup { proxy, redis: None, postgres: None };
         setup.wait_for_tables();
         let mut client = setup.proxy.client();
-        client.send(words("WATCH user:1"));
-        let mut link = upstream.accept_private(9);
-        // The name is in force before anything that could be executed later.
-        assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
-        link.expect("WATCH user:1");
-        link.reply("+OK\r\n+OK\r\n");
-        assert_eq!(client.reply(), Reply::Simple("OK".into()));
+        let mut link = watch(&upstream, &mut client);
         for line in ["MULTI", "HSET user:1 a 1", "DEL user:2"] {
             client.send(words(line));
             client.reply();
@@ -249,12 +255,7 @@ fn a_client_whose_watch_is_lost_while_the_lane_owes_it_replies_gets_them_and_is_
         let config = format!("{CONFIG}[limits]\ninflight_max = 4\n");
         let (proxy, mut lane) = upstream.start_proxy(Proxy::options().config(&config));
         let mut client = proxy.client();
-        client.send(words("WATCH user:1"));
-        let mut link = upstream.accept_private(9);
-        assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
-        link.expect("WATCH user:1");
-        link.reply("+OK\r\n+OK\r\n");
-        assert_eq!(client.reply(), Reply::Simple("OK".into()));
+        let link = watch(&upstream, &mut client);
         client.send(words("GET other").repeat(sent));
         for _ in batches.iter().flat_map(|(count, _)| 0..*count) {
             lane.expect("GET other");

@@ -115,32 +115,46 @@ const FLUSH: [&[&str]; 1] = [&["FLUSHALL"]];
 const BLOCK: [&[&str]; 4] = [&["MULTI"], &["HSET", "user:1", "b", "1"], &["FLUSHALL"], &["EXEC"]];
 
 /// Has the last of these commands lost on its way, after somebody has flushed Redis past the proxy and
-/// another profile was written behind that; returns what is there of `user:1`. With `again` the next
+/// another profile was written behind that; `next` follows the lost link. Returns what the command was
+/// answered with.
+async fn lose_behind_a_flush(
+    rig: &Rc<Rig>,
+    talk: &mut Talk,
+    commands: &[&[&str]],
+    next: impl Future<Output = ()>,
+) -> Option<Vec<u8>> {
+    insist(talk, &["HSET", "user:1", "a", "1"]).await;
+    sleep(Duration::from_millis(500)).await;
+    rig.act(Deed::FlushRedis(false)).await;
+    insist(talk, &["HSET", "user:2", "a", "2"]).await;
+    let (last, before) = commands.split_last().expect("a command");
+    for words in before {
+        insist(talk, words).await;
+    }
+    rig.act(Deed::HoldRedis(0)).await;
+    let lose = async {
+        sleep(Duration::from_millis(20)).await;
+        rig.act(Deed::CutRedis).await;
+        rig.act(Deed::ReleaseRedis).await;
+        next.await;
+    };
+    tokio::join!(talk.ask(last), lose).0
+}
+
+/// What is there of `user:1` behind a flush past the proxy and a lost command. With `again` the next
 /// link is cut, too, so many milliseconds later.
 fn left_behind_a_lost_flush(seed: u64, commands: &[&[&str]], again: Option<u64>) -> Vec<u8> {
     let mut schedule = Schedule::draw(seed);
     schedule.ttl_ms = None;
     with_rig(&schedule, async |rig| {
         let mut talk = log_in(rig).await;
-        insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
-        sleep(Duration::from_millis(500)).await;
-        rig.act(Deed::FlushRedis(false)).await;
-        insist(&mut talk, &["HSET", "user:2", "a", "2"]).await;
-        let (last, before) = commands.split_last().expect("a command");
-        for words in before {
-            insist(&mut talk, words).await;
-        }
-        rig.act(Deed::HoldRedis(0)).await;
-        let lose = async {
-            sleep(Duration::from_millis(20)).await;
-            rig.act(Deed::CutRedis).await;
-            rig.act(Deed::ReleaseRedis).await;
+        let cut_again = async {
             if let Some(pause) = again {
                 sleep(Duration::from_millis(pause)).await;
                 rig.act(Deed::CutRedis).await;
             }
         };
-        let (reply, ()) = tokio::join!(talk.ask(last), lose);
+        let reply = lose_behind_a_flush(rig, &mut talk, commands, cut_again).await;
         let reply = String::from_utf8_lossy(&reply.expect("an answer")).into_owned();
         assert!(reply.contains("outcome unknown"), "{reply}");
         insist(&mut talk, &["HGET", "user:1", "a"]).await
@@ -179,24 +193,12 @@ fn left_behind_a_lost_flush_and_an_end(seed: u64, steps: u64) -> Vec<u8> {
     schedule.ttl_ms = None;
     with_rig(&schedule, async |rig| {
         let mut talk = log_in(rig).await;
-        insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
-        sleep(Duration::from_millis(500)).await;
-        rig.act(Deed::FlushRedis(false)).await;
-        insist(&mut talk, &["HSET", "user:2", "a", "2"]).await;
-        let (last, before) = BLOCK.split_last().expect("a command");
-        for words in before {
-            insist(&mut talk, words).await;
-        }
-        rig.act(Deed::HoldRedis(0)).await;
-        let lose = async {
-            sleep(Duration::from_millis(20)).await;
-            rig.act(Deed::CutRedis).await;
-            rig.act(Deed::ReleaseRedis).await;
+        let end_and_start = async {
             rig.act(Deed::KillProxyAfter(steps)).await;
             sleep(Duration::from_millis(300)).await;
             rig.act(Deed::StartProxy).await;
         };
-        tokio::join!(talk.ask(last), lose);
+        lose_behind_a_flush(rig, &mut talk, &BLOCK, end_and_start).await;
         let mut talk = log_in(rig).await;
         insist(&mut talk, &["HGET", "user:1", "a"]).await
     })
