@@ -124,8 +124,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Commits a batch that was laid out; also one that a duplicate in the history, which only the
-    /// long way steps over, makes a refused one.
+    /// Commits a batch that was laid out. One whose history may be there already is refused.
     async fn commit_layout(
         &mut self,
         layout: &Layout,

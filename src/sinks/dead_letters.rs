@@ -11,7 +11,6 @@ use super::database::{Database, Writer};
 use super::encoding::{name_bytes, name_text};
 use super::error::{FailureClass, SinkError};
 use super::fold::Record;
-use super::postgres::Way;
 use super::{postgres, sqlite, statements};
 use crate::profile::Entry;
 
@@ -330,7 +329,8 @@ impl<'a> Session<'a> {
         }
         match self {
             Self::Postgres(transaction) => {
-                postgres::apply_records(transaction, source, &records, Way::Insert, false).await?;
+                // It may have been applied before, if somebody has set the cursor back since.
+                postgres::apply_records(transaction, source, &records, true, false).await?;
             }
             Self::Sqlite(transaction) => {
                 sqlite::apply_records(transaction, source, &records).await?;

@@ -81,7 +81,8 @@ impl Serialize for Stored<'_> {
     }
 }
 
-struct Object<I>(I);
+/// Fields as one JSON object; of two fields with one name the database keeps the later.
+pub(super) struct Object<I>(pub I);
 
 impl<'a, I> Serialize for Object<I>
 where
@@ -96,7 +97,8 @@ where
     }
 }
 
-struct Array<I>(I);
+/// Field names as one JSON array.
+pub(super) struct Array<I>(pub I);
 
 impl<'a, I: Iterator<Item = &'a [u8]> + Clone> Serialize for Array<I> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -80,11 +80,6 @@ impl SinkError {
         }
     }
 
-    /// Whether a row is there already that was to be new.
-    pub(super) fn is_duplicate(&self) -> bool {
-        matches!(self, Self::Database { code, .. } if code == "23505")
-    }
-
     /// A failure that has no code of its own.
     pub(super) fn plain(class: FailureClass, code: &str) -> Self {
         Self::Database { class, code: code.to_owned(), constraint: None }

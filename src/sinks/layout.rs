@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use super::batch::{Item, Quarantine};
 use super::error::{FailureClass, SinkError};
 use super::fold::{Delta, Folded, Record};
-use super::history;
+use super::history::{self, Encoded};
 use super::state::{Needed, State, Written};
 use super::timestamp::Month;
 use crate::journal::Batch;
@@ -20,7 +20,7 @@ use crate::journal::Batch;
 pub(super) struct Layout {
     /// Asks for the rows that would make it a wrong one.
     needed: Option<Needed>,
-    history: Vec<u8>,
+    history: Encoded,
     state: State,
     /// How many changes it has.
     pub changes: usize,
@@ -51,7 +51,7 @@ impl Layout {
         let in_doubt = folded.deltas.iter().any(Delta::needs_row);
         Some(Self {
             needed: if in_doubt { Some(Needed::of(&folded.deltas).ok()?) } else { None },
-            history: history::encode(source, &records, &folded),
+            history: Encoded::of(source, records.iter(), &folded),
             state: State::of(source, &folded.deltas).ok()?,
             changes: records.len(),
             months: months(&records),
@@ -72,7 +72,7 @@ impl Layout {
         {
             return Err(SinkError::plain(FailureClass::Data, "expired"));
         }
-        history::copy(connection, &self.history, self.changes).await?;
+        self.history.copy(connection).await?;
         self.state.write(connection, expects_new).await
     }
 }

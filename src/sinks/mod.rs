@@ -32,6 +32,7 @@ mod postgres;
 mod recall;
 mod replacement;
 mod rows;
+mod runs;
 mod sqlite;
 mod state;
 mod statements;

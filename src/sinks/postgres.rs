@@ -17,6 +17,7 @@ use super::database::{Applied, Cursor, StoredProfile};
 use super::encoding::{name_bytes, name_text};
 use super::error::{FailureClass, SinkError};
 use super::fold::{Delta, Folded, Record};
+use super::history::Encoded;
 use super::layout::months;
 use super::rows::Rows;
 use super::state::{Needed, State, Written};
@@ -24,7 +25,7 @@ use super::timestamp::{Month, Timestamp};
 use super::view::View;
 use super::{Config, KindColumns, history, now_ms, statements as sql};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a statement that makes a table part waits for those who read the table.
 const PARTITION_PAUSE_MS: u64 = 60_000;
@@ -75,6 +76,7 @@ impl Postgres {
             timeout: self.timeout,
             connection: None,
             expects_new: false,
+            history_end: 0,
             months: HashSet::new(),
             partitions_from_ms: 0,
         }
@@ -109,6 +111,9 @@ pub(super) struct Writer {
     connection: Option<PgConnection>,
     /// Whether the last batch has made new rows: the next one will, too, more likely than not.
     expects_new: bool,
+    /// Where the history ended when the cursor was read: further than it where somebody has set the
+    /// cursor back and left the history.
+    history_end: u64,
     /// Months that have their partition, or cannot get one.
     months: HashSet<Month>,
     partitions_from_ms: u64,
@@ -166,13 +171,17 @@ impl Writer {
     /// Reads the cursor and takes it from every older delivery of this source.
     pub(super) async fn take_over(&mut self, source: &str) -> Result<Cursor, SinkError> {
         let query = sqlx::query(sql::TAKE_OVER).bind(source);
-        cursor(&query.fetch_one(self.connection().await?).await?)
+        let cursor = cursor(&query.fetch_one(self.connection().await?).await?)?;
+        self.history_end = history::end(self.connection().await?, source).await?;
+        Ok(cursor)
     }
 
     /// Reads the cursor again; waits for a transaction of ours whose end was not seen.
     pub(super) async fn rejoin(&mut self, source: &str, fence: i64) -> Result<Cursor, SinkError> {
         let query = sqlx::query(sql::REJOIN).bind(source).bind(fence);
-        cursor(&query.fetch_one(self.connection().await?).await?)
+        let cursor = cursor(&query.fetch_one(self.connection().await?).await?)?;
+        self.history_end = history::end(self.connection().await?, source).await?;
+        Ok(cursor)
     }
 
     /// Reads the cursor without taking it from anybody.
@@ -190,21 +199,15 @@ impl Writer {
 
     /// Applies a batch in one transaction.
     pub(super) async fn apply(&mut self, work: &Work<'_>) -> Result<Applied, SinkError> {
-        if let Some(layout) = work.layout {
-            self.make_partitions(&layout.months).await?;
-            return self.apply_by(work, Way::Copy).await;
+        let history_ahead = work.from < self.history_end;
+        if history_ahead && work.layout.is_some() {
+            // The records have to tell which of the changes are there.
+            return Err(SinkError::plain(FailureClass::Data, "history"));
         }
-        self.make_partitions(&months(&work.records)).await?;
-        if !history::is_worth_a_copy(work.records.len()) {
-            return self.apply_by(work, Way::Insert).await;
+        match work.layout {
+            Some(layout) => self.make_partitions(&layout.months).await?,
+            None => self.make_partitions(&months(&work.records)).await?,
         }
-        match self.apply_by(work, Way::Copy).await {
-            Err(error) if error.is_duplicate() => self.apply_by(work, Way::Insert).await,
-            applied => applied,
-        }
-    }
-
-    async fn apply_by(&mut self, work: &Work<'_>, way: Way) -> Result<Applied, SinkError> {
         let expects_new = self.expects_new;
         let connection = self.connection().await?;
         let mut transaction = connection.begin_with(sql::BEGIN).await?;
@@ -232,8 +235,8 @@ impl Writer {
         let written = match work.layout {
             Some(layout) => layout.write(&mut transaction, expects_new).await?,
             None => {
-                let records = &work.records;
-                apply_records(&mut transaction, work.source, records, way, expects_new).await?
+                let (source, records) = (work.source, &work.records);
+                apply_records(&mut transaction, source, records, history_ahead, expects_new).await?
             }
         };
         if !work.dead.is_empty() {
@@ -282,21 +285,13 @@ impl Writer {
     }
 }
 
-/// How the rows of the history are written.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Way {
-    /// Cheaper; fails where one of them is there already.
-    Copy,
-    /// Steps over those that are there.
-    Insert,
-}
-
-/// Writes history and state of these changes.
+/// Writes history and state of these changes; of those that may be in the history already, only what
+/// is not.
 pub(super) async fn apply_records(
     connection: &mut PgConnection,
     source: &str,
     records: &[Record<'_>],
-    way: Way,
+    may_be_known: bool,
     expects_new: bool,
 ) -> Result<Written, SinkError> {
     if records.is_empty() {
@@ -310,12 +305,14 @@ pub(super) async fn apply_records(
     if let Some((sequence, at_ms)) = folded.flush {
         flush(connection, source, sequence, at_ms).await?;
     }
-    match way {
-        Way::Copy => {
-            let rows = history::encode(source, records, &folded);
-            history::copy(connection, &rows, records.len()).await?;
-        }
-        Way::Insert => history::insert(connection, source, records, &folded).await?,
+    let known = match may_be_known {
+        true => history::known(connection, source, records).await?,
+        false => HashSet::default(),
+    };
+    let new = records.iter().filter(|record| !known.contains(&record.sequence));
+    match history::is_worth_a_copy(records.len()) {
+        true => Encoded::of(source, new, &folded).copy(connection).await?,
+        false => history::insert(connection, source, new, &folded).await?,
     }
     State::of(source, &folded.deltas)?.write(connection, expects_new).await
 }

@@ -37,11 +37,13 @@ const PG_LETTERS: &str = "\
     from dead_letters d where d.key = any($2) \
     order by d.source = $1, min(d.at) over (partition by d.key, d.source), d.source, d.sequence";
 
-/// The newest changes of one key in one journal; a flush is told apart by its kind.
+/// The newest changes of one key in one journal; a flush is told apart by its kind. Each of so many of
+/// the newest runs has a change that is newer than all of an older run.
 const PG_HISTORY: &str = "\
-    select sequence, at, actor, command, changed::text, to_jsonb(removed)::text, deleted \
-    from history where key = $1 and source = $2 and (kind = '*') = $3 \
-    order by sequence desc limit $4";
+    select c.sequence, c.at, c.actor, c.command, c.changed::text, to_jsonb(c.removed)::text, c.deleted \
+    from (select changes from history_runs where key = $1 and source = $2 and (kind = '*') = $3 \
+        order by sequence desc limit $4) r cross join lateral history_changes(r.changes) c \
+    order by c.sequence desc limit $4";
 
 /// The same in all other journals. The numbers of different journals do not compare.
 const PG_OLDER_HISTORY: &str = "\

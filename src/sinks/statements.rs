@@ -66,24 +66,26 @@ pub(super) const NEEDED_ROWS: &str = "\
     join profiles p on p.key = needed.key \
     where needed.snapshot or (p.expires_at >= needed.after and p.expires_at < needed.until)";
 
+/// Where the history of a journal ends.
+pub(super) const HISTORY_END: &str =
+    "select coalesce(max(sequence), 0) from history_runs where source = $1";
+
+/// The changes between two places, both included. A run is known by its last change, which may be
+/// as far behind the second place as a run is long.
+pub(super) const KNOWN: &str = "\
+    select c.sequence from history_runs r cross join lateral history_changes(r.changes) c \
+    where r.source = $1 and r.sequence between $2 and $4 and c.sequence between $2 and $3";
+
 /// In the order in which `history.rs` writes the columns.
 pub(super) const COPY_HISTORY: &str = "\
-    copy history (source, sequence, key, kind, at, actor, command, changed, removed, deleted, \
-        cleared, expires_at, persisted) from stdin (format binary)";
+    copy history_runs (source, sequence, key, kind, at, changes) from stdin (format binary)";
 
-/// One row per record. A flush is one row, too: key and kind `*`, `deleted`, nothing changed. It says
+/// One row per run. A flush is one, too: key and kind `*`, `deleted`, nothing changed. It says
 /// that every profile was removed at that place; no kind is called `*`, so `kind` tells it apart.
 pub(super) const INSERT_HISTORY: &str = "\
-    insert into history (source, sequence, key, kind, at, actor, command, changed, removed, \
-        deleted, cleared, expires_at, persisted) \
-    select $1, sequence, key, kind, at, actor, command, changed::jsonb, \
-        case when removed is null then '{}' \
-            else array(select jsonb_array_elements_text(removed::jsonb)) end, \
-        deleted, cleared, expires_at, persisted \
-    from unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
-        as changes (sequence, key, kind, at, actor, command, changed, removed, deleted, cleared, \
-            expires_at, persisted) \
-    on conflict do nothing";
+    insert into history_runs (source, sequence, key, kind, at, changes) \
+    select $1, sequence, key, kind, at, changes::json \
+    from unnest($2, $3, $4, $5, $6) as runs (sequence, key, kind, at, changes)";
 
 /// The deltas of a batch as rows: the order of the columns is that in which `state.rs` lays
 /// them out, behind the source.
@@ -199,7 +201,7 @@ pub(super) fn create_partition(month: Month) -> String {
     let next = month.next();
     format!(
         "set local lock_timeout to '250ms'; \
-         create table if not exists history_{:04}_{:02} partition of history \
+         create table if not exists history_runs_{:04}_{:02} partition of history_runs \
          for values from ('{:04}-{:02}-01 00:00:00+00') to ('{:04}-{:02}-01 00:00:00+00')",
         month.year, month.month, month.year, month.month, next.year, next.month
     )

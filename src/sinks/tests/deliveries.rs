@@ -67,8 +67,8 @@ async fn history_goes_to_the_partition_of_its_month() {
     ]);
     log.deliver(&target, 10).await;
     assert_eq!(target.count("history").await, 2);
-    assert_eq!(target.count("history_default").await, 1, "a clock far off made a partition");
-    let partitions = "pg_inherits where inhparent = 'history'::regclass";
+    assert_eq!(target.count("history_runs_default").await, 1, "a clock far off made a partition");
+    let partitions = "pg_inherits where inhparent = 'history_runs'::regclass";
     assert_eq!(target.count(partitions).await, 3, "this month, the next, and the default");
 }
 

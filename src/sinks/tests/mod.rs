@@ -13,4 +13,5 @@ mod overlay;
 mod pace;
 mod refusals;
 mod replacements;
+mod runs;
 mod support;

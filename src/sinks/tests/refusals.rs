@@ -19,7 +19,7 @@ pub(super) async fn refuse_poison(target: &Target) {
         .await;
 }
 
-async fn accept_poison(target: &Target) {
+pub(super) async fn accept_poison(target: &Target) {
     target
         .run(if target.is_postgres() {
             "alter table profiles drop constraint nothing_bad"
