@@ -109,13 +109,14 @@ fn what_a_write_in_doubt_has_left_is_removed_from_the_next_redis_too() {
     evict(&setup, "user:1");
     setup.redis.as_mut().expect("a Redis").pause();
     let mut others: Vec<Client> = (0..2).map(|_| setup.proxy.client()).collect();
+    let batches =
+        |setup: &Setup| setup.proxy.metrics().sum("profile_proxy_upstream_batches_total", &[]);
+    let before = batches(&setup);
     send(&mut others[0], "HINCRBY user:1 n 1");
     send(&mut others[1], "HINCRBY user:new n 1");
-    wait_until("the writes to be sent", BOUND, || {
-        let intents = setup.proxy.metrics().sum("profile_proxy_upstream_batches_total", &[]);
-        (intents > 1.5).then_some(())
-    });
-    thread::sleep(Duration::from_millis(200));
+    wait_until("a write to be sent", BOUND, || (batches(&setup) > before).then_some(()));
+    // The other one goes with it or right behind it, also on a busy machine.
+    thread::sleep(Duration::from_secs(1));
     setup.proxy.kill_9();
     setup.redis.as_mut().expect("a Redis").resume();
     wait_until("the writes to be run", BOUND, || {
