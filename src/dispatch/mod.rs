@@ -279,7 +279,7 @@ impl Proxy {
     /// Tells whether a client may do more than log in.
     #[must_use]
     pub fn is_let_in(&self, client: &Client) -> bool {
-        !self.auth.required() || client.session.borrow().identity.is_some()
+        !self.auth.required() || client.session.borrow().identity().is_some()
     }
 
     /// Answers bytes that are no request; the connection ends after it.

@@ -279,16 +279,12 @@ impl Proxy {
     ) -> (u64, u32) {
         let mut ledger = self.ledger.borrow_mut();
         let first = ledger.next_ticket();
-        let session = client.session.borrow();
-        let actor = session.identity.as_ref().map_or("", |identity| identity.name());
+        let mut session = client.session.borrow_mut();
         let mut changes = 0;
         let mut note = |key: &[u8], kind: &Kind| {
             let ticket = if intend { ledger.intend(key) } else { ledger.ticket() };
-            push_note(notes, |out| {
-                let change =
-                    ChangeBuilder::begin(out, ticket, 0, kind.name(), plan.spec.name, actor, key);
-                fill(change, plan);
-            });
+            let head = session.head(kind, plan.spec);
+            push_note(notes, |out| fill(head.begin(out, ticket, key), plan));
             changes += 1;
         };
         match plan.capture {
