@@ -105,6 +105,12 @@ impl Cache {
         self.hasher.hash_one(key)
     }
 
+    /// Returns what keys are hashed by.
+    #[must_use]
+    pub fn hasher(&self) -> &HashState {
+        &self.hasher
+    }
+
     /// Finds a profile that is known and has not expired.
     pub fn find(&mut self, hash: u64, key: &[u8], now_ms: impl FnOnce() -> u64) -> Option<&Entry> {
         let at = self.table.find(hash, key)?;

@@ -227,6 +227,14 @@ pub enum Refusal {
 }
 
 impl Spec {
+    /// Tells whether a name, in any case, is that of the command.
+    #[must_use]
+    #[inline]
+    pub fn is_named(&self, name: &[u8]) -> bool {
+        let own = self.name.as_bytes();
+        own.len() == name.len() && own.iter().zip(name).all(|(a, b)| *a == b.to_ascii_lowercase())
+    }
+
     /// Tells whether a request has a number of arguments that the command takes.
     #[must_use]
     pub fn takes(&self, arguments: usize) -> bool {

@@ -279,7 +279,7 @@ impl Proxy {
     /// Tells whether a client may do more than log in.
     #[must_use]
     pub fn is_let_in(&self, client: &Client) -> bool {
-        !self.auth.required() || client.session.borrow().identity.is_some()
+        !self.auth.required() || client.session.borrow().identity().is_some()
     }
 
     /// Answers bytes that are no request; the connection ends after it.
@@ -325,7 +325,7 @@ impl Proxy {
     fn row_of(client: &Client, request: &Request<'_>) -> Option<&'static Spec> {
         let name = request.argument(0);
         match client.last_row.get() {
-            Some(row) if name.eq_ignore_ascii_case(row.name.as_bytes()) => Some(row),
+            Some(row) if row.is_named(name) => Some(row),
             _ => {
                 client.last_row.set(command::find(name));
                 client.last_row.get()

@@ -307,6 +307,7 @@ impl upstream::Slot for Slot {
         !matches!(self, Self::Executed { .. })
     }
 
+    #[inline]
     fn replies(&self) -> u32 {
         match self {
             Self::Forward { replies, .. } => *replies,
@@ -328,6 +329,7 @@ impl upstream::Slot for Slot {
         !matches!(self, Self::Forward { .. })
     }
 
+    #[inline]
     fn note_bytes(&self) -> usize {
         match self {
             Self::Forward { .. }
@@ -349,6 +351,7 @@ impl upstream::Slot for Slot {
 }
 
 /// Appends one note with its length in front; `fill` writes it.
+#[inline]
 pub(super) fn push_note(notes: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
     let start = notes.len();
     notes.extend_from_slice(&[0; 4]);

@@ -1,4 +1,4 @@
-//! What one journal record says about profiles, and its only layout.
+//! What one journal record says about profiles, and its only layout (`change.rs` lays changes out).
 //!
 //! A write goes through the journal twice: as an *intent* (its keys, before Redis is touched) and
 //! as an outcome: a *change* (what is true afterwards) or a *void* (nothing changed). A change is
@@ -27,18 +27,18 @@ use thiserror::Error;
 use super::flush::Flush;
 
 const INTENT: u8 = 1;
-const CHANGE: u8 = 2;
+pub(super) const CHANGE: u8 = 2;
 const VOID: u8 = 3;
 pub(super) const FLUSH: u8 = 4;
 
-const CLEARED: u8 = 1;
-const DELETED: u8 = 2;
-const EXPIRES: u8 = 4;
-const PERSISTED: u8 = 8;
-const ALIVE: u8 = 16;
+pub(super) const CLEARED: u8 = 1;
+pub(super) const DELETED: u8 = 2;
+pub(super) const EXPIRES: u8 = 4;
+pub(super) const PERSISTED: u8 = 8;
+pub(super) const ALIVE: u8 = 16;
 
-const FLAGS_OFFSET: usize = 1 + 8 + 8;
-const EXPIRES_OFFSET: usize = FLAGS_OFFSET + 1;
+pub(super) const FLAGS_OFFSET: usize = 1 + 8 + 8;
+pub(super) const EXPIRES_OFFSET: usize = FLAGS_OFFSET + 1;
 
 /// A record that is not one of ours, or is cut short.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -151,16 +151,23 @@ impl Entry<'_> {
         if change.first() == Some(&FLUSH) {
             return Some(&[]);
         }
-        let mut cursor = Cursor { rest: change.get(EXPIRES_OFFSET + 8..)? };
+        let mut rest = change.get(EXPIRES_OFFSET + 8..)?;
         for _ in 0..3 {
-            cursor.bytes().ok()?;
+            rest = split_bytes(rest)?.1;
         }
-        cursor.bytes().ok()
+        split_bytes(rest).map(|(key, _)| key)
     }
 }
 
-struct Cursor<'a> {
-    rest: &'a [u8],
+/// Takes a length and what it counts off the front.
+#[inline]
+fn split_bytes(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+pub(super) struct Cursor<'a> {
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
@@ -184,9 +191,10 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(head))
     }
 
-    fn bytes(&mut self) -> Result<&'a [u8], EntryError> {
-        let length = self.u32()? as usize;
-        self.take(length)
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], EntryError> {
+        let (data, rest) = split_bytes(self.rest).ok_or(EntryError::Short)?;
+        self.rest = rest;
+        Ok(data)
     }
 
     fn text(&mut self) -> Result<&'a str, EntryError> {
@@ -234,170 +242,11 @@ impl<'a> Cursor<'a> {
     }
 }
 
+#[inline]
 pub(super) fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     // A bulk string is at most 512 MiB, so the length always fits.
     out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(bytes);
-}
-
-/// Lays out one change at the end of a buffer, without allocating.
-///
-/// The fields that went come first, then the fields that are set, so that a value which only the
-/// reply of Redis tells can be appended last.
-pub struct ChangeBuilder<'a> {
-    out: &'a mut Vec<u8>,
-    start: usize,
-    count_at: usize,
-    count: u32,
-}
-
-impl<'a> ChangeBuilder<'a> {
-    /// Begins a change at the end of `out`.
-    pub fn begin(
-        out: &'a mut Vec<u8>,
-        ticket: u64,
-        at_ms: u64,
-        kind: &str,
-        command: &str,
-        actor: &str,
-        key: &[u8],
-    ) -> Self {
-        let start = out.len();
-        let mut head = [0; EXPIRES_OFFSET + 8];
-        head[0] = CHANGE;
-        head[1..9].copy_from_slice(&ticket.to_le_bytes());
-        head[9..17].copy_from_slice(&at_ms.to_le_bytes());
-        out.extend_from_slice(&head);
-        push_bytes(out, kind.as_bytes());
-        push_bytes(out, command.as_bytes());
-        push_bytes(out, actor.as_bytes());
-        push_bytes(out, key);
-        let count_at = out.len();
-        out.extend_from_slice(&0_u32.to_le_bytes());
-        Self { out, start, count_at, count: 0 }
-    }
-
-    /// Says that the profile is gone.
-    pub fn deleted(&mut self) -> &mut Self {
-        mark_deleted(self.out.get_mut(self.start..).unwrap_or_default());
-        self
-    }
-
-    /// Says that the profile starts from nothing (a snapshot of the whole profile follows).
-    pub fn cleared(&mut self) -> &mut Self {
-        if let Some(flags) = self.out.get_mut(self.start + FLAGS_OFFSET) {
-            *flags |= CLEARED;
-        }
-        self
-    }
-
-    /// Says what the expiry is after the change.
-    pub fn expiry(&mut self, expiry: Expiry) -> &mut Self {
-        mark_expiry(self.out.get_mut(self.start..).unwrap_or_default(), expiry);
-        self
-    }
-
-    /// Adds a field that is gone. Only before [`Self::fields`].
-    pub fn removed(&mut self, field: &[u8]) -> &mut Self {
-        push_bytes(self.out, field);
-        self.bump();
-        self
-    }
-
-    /// Ends the removed fields and begins the ones that are set.
-    #[must_use]
-    pub fn fields(self) -> FieldsBuilder<'a> {
-        let count_at = self.out.len();
-        self.out.extend_from_slice(&0_u32.to_le_bytes());
-        FieldsBuilder { inner: Self { count_at, count: 0, ..self } }
-    }
-
-    fn bump(&mut self) {
-        self.count += 1;
-        let count = self.count.to_le_bytes();
-        if let Some(slot) = self.out.get_mut(self.count_at..self.count_at + 4) {
-            slot.copy_from_slice(&count);
-        }
-    }
-}
-
-/// The second half of a [`ChangeBuilder`]: the fields that are set.
-pub struct FieldsBuilder<'a> {
-    inner: ChangeBuilder<'a>,
-}
-
-impl FieldsBuilder<'_> {
-    /// Adds a field with its resulting value.
-    pub fn set(&mut self, field: &[u8], value: &[u8]) -> &mut Self {
-        push_bytes(self.inner.out, field);
-        push_bytes(self.inner.out, value);
-        self.inner.bump();
-        self
-    }
-
-    /// Adds a field whose value is not known yet; [`append_value`] must complete the change.
-    pub fn set_later(&mut self, field: &[u8]) -> &mut Self {
-        push_bytes(self.inner.out, field);
-        self.inner.bump();
-        self
-    }
-}
-
-/// Completes a change that ended with [`FieldsBuilder::set_later`].
-pub fn append_value(change: &mut Vec<u8>, value: &[u8]) {
-    push_bytes(change, value);
-}
-
-/// Takes the fields out of an encoded change, so that only its expiry is left to be said.
-pub fn drop_fields(change: &mut Vec<u8>) {
-    let mut cursor = Cursor { rest: change.get(EXPIRES_OFFSET + 8..).unwrap_or_default() };
-    // Kind, command, actor and key stay.
-    if (0..4).any(|_| cursor.bytes().is_err()) {
-        return;
-    }
-    let kept = change.len() - cursor.rest.len();
-    change.truncate(kept);
-    change.extend_from_slice(&[0; 8]);
-}
-
-/// Marks an encoded change as a deletion of the profile.
-pub fn mark_deleted(change: &mut [u8]) {
-    let Some(flags) = change.get_mut(FLAGS_OFFSET) else { return };
-    *flags |= DELETED;
-}
-
-/// Tells whether an encoded change is a deletion of the profile.
-#[must_use]
-pub fn is_deletion(change: &[u8]) -> bool {
-    change.get(FLAGS_OFFSET).is_some_and(|flags| flags & DELETED != 0)
-}
-
-/// Marks an encoded change as one to a profile that was there.
-pub fn mark_alive(change: &mut [u8]) {
-    let Some(flags) = change.get_mut(FLAGS_OFFSET) else { return };
-    *flags |= ALIVE;
-}
-
-/// Writes the time of an encoded change or flush, which is known only when its reply is here.
-pub fn mark_time(change: &mut [u8], at_ms: u64) {
-    if let Some(slot) = change.get_mut(9..17) {
-        slot.copy_from_slice(&at_ms.to_le_bytes());
-    }
-}
-
-/// Writes the expiry of an encoded change.
-pub fn mark_expiry(change: &mut [u8], expiry: Expiry) {
-    let (flag, expires_ms) = match expiry {
-        Expiry::Unchanged => (0, 0),
-        Expiry::Never => (PERSISTED, 0),
-        Expiry::At(at) => (EXPIRES, at),
-    };
-    if let Some(flags) = change.get_mut(FLAGS_OFFSET) {
-        *flags = *flags & !(EXPIRES | PERSISTED) | flag;
-    }
-    if let Some(slot) = change.get_mut(EXPIRES_OFFSET..EXPIRES_OFFSET + 8) {
-        slot.copy_from_slice(&expires_ms.to_le_bytes());
-    }
 }
 
 /// Lays out one intent record: keys that are about to be written.
@@ -433,6 +282,7 @@ impl VoidBuilder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::change::*;
     use super::*;
 
     fn sample() -> Vec<u8> {

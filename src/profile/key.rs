@@ -147,6 +147,10 @@ impl KeyPattern {
     #[inline]
     pub fn matches(&self, key: &[u8]) -> bool {
         let Some(rest) = key.strip_prefix(&*self.prefix) else { return false };
+        // As in nearly all patterns.
+        if let [Segment::Placeholder(_)] = &*self.segments {
+            return !rest.is_empty() && !holds_colon(rest);
+        }
         let mut parts = Parts { rest: Some(rest) };
         let all = self.segments.iter().all(|segment| {
             let Some(part) = parts.next() else { return false };
@@ -209,6 +213,21 @@ fn parse_segment(part: &str) -> Result<Segment, KeyPatternError> {
         Ok(Segment::Placeholder(name.into()))
     } else {
         Err(KeyPatternError::PlaceholderName)
+    }
+}
+
+/// Looks for a `:` in eight bytes at a time: keys are short, and a search made for long texts takes
+/// longer to begin than this takes to end.
+fn holds_colon(bytes: &[u8]) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    let is_in = |word: [u8; 8]| {
+        // A byte that is a colon becomes zero, and only below a zero does the subtraction borrow.
+        let zero = u64::from_ne_bytes(word) ^ (ONES * u64::from(b':'));
+        zero.wrapping_sub(ONES) & !zero & (ONES << 7) != 0
+    };
+    match bytes.last_chunk() {
+        Some(last) => bytes.as_chunks().0.iter().any(|word| is_in(*word)) || is_in(*last),
+        None => bytes.contains(&b':'),
     }
 }
 
@@ -287,6 +306,21 @@ mod tests {
             for key in *foreign {
                 assert!(!pattern.matches(key), "{text} {key:?}");
                 assert_eq!(pattern.capture(key).count(), 0, "{text} {key:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_colon_is_found_wherever_it_is() {
+        for other in [b'x', 0, b':' - 1, b':' + 1, b':' | 0x80, 0xff] {
+            for length in 0..40 {
+                let mut bytes = vec![other; length];
+                assert!(!holds_colon(&bytes), "{other} {length}");
+                for place in 0..length {
+                    bytes[place] = b':';
+                    assert!(holds_colon(&bytes), "{other} {length} {place}");
+                    bytes[place] = other;
+                }
             }
         }
     }

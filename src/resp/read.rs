@@ -59,6 +59,7 @@ pub fn elements_of(reply: &[u8], count: u32) -> Option<&[u8]> {
 
 /// Reads an integer reply.
 #[must_use]
+#[inline]
 pub fn integer(reply: &[u8]) -> Option<i64> {
     parse_integer(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?)
 }

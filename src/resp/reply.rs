@@ -48,6 +48,9 @@ impl Framer {
     /// When the bytes are not a reply; the link they came on cannot be trusted any more.
     pub fn frame(&mut self, bytes: &[u8]) -> Result<Option<usize>, ProtocolError> {
         if self.at == 0 && self.remaining == 0 {
+            if let Some(length) = short_element(bytes) {
+                return Ok(Some(length));
+            }
             self.remaining = 1;
         }
         while self.remaining > 0 {
@@ -61,16 +64,8 @@ impl Framer {
     }
 
     fn element(&mut self, bytes: &[u8]) -> Result<bool, ProtocolError> {
-        // Nearly every element is a small number or a short bulk string that is there as a whole.
-        if let Some([kind @ (b':' | b'$'), rest @ ..]) = bytes.get(self.at..)
-            && let Some((number, line)) = short_length(rest)
-        {
-            if *kind == b':' {
-                return self.step(self.at + 1 + line, 0);
-            }
-            if let Some(b"\r\n") = rest.get(line + number..line + number + 2) {
-                return self.step(self.at + line + number + 3, 0);
-            }
+        if let Some(length) = bytes.get(self.at..).and_then(short_element) {
+            return self.step(self.at + length, 0);
         }
         let from = self.searched.max(self.at).min(bytes.len());
         let found = memchr::memchr(b'\n', bytes.get(from..).unwrap_or_default());
@@ -118,6 +113,19 @@ impl Framer {
         self.remaining = remaining.ok_or(ProtocolError::Reply)?;
         Ok(true)
     }
+}
+
+/// Finds the end of a small number or a short bulk string that is there as a whole, which nearly every
+/// element is.
+#[inline]
+fn short_element(bytes: &[u8]) -> Option<usize> {
+    let [kind @ (b':' | b'$'), rest @ ..] = bytes else { return None };
+    let (number, line) = short_length(rest)?;
+    if *kind == b':' {
+        return Some(1 + line);
+    }
+    let trailer = rest.get(line + number..line + number + 2)?;
+    (trailer == b"\r\n").then_some(line + number + 3)
 }
 
 /// Reads a length of one to three digits and its end of line, where nothing has to be searched for:

@@ -9,7 +9,9 @@ pub(super) struct Flight<S> {
     pub(super) batch: Batch<S>,
     /// The slot whose turn it is.
     pub(super) slot: usize,
-    /// Replies that this slot has had.
+    /// Replies that belong to this slot.
+    pub(super) owed: u32,
+    /// Those of them that it has had.
     pub(super) had: u32,
     notes_at: usize,
     /// Replies to the proxy's own requests in front of the batch; nobody waits for them.
@@ -25,6 +27,7 @@ impl<S: Slot> Flight<S> {
     /// Makes the flight of a batch none of whose slots has had anything.
     pub(super) fn waiting(batch: Batch<S>) -> Self {
         Self {
+            owed: batch.slots.first().map_or(0, Slot::replies),
             batch,
             slot: 0,
             had: 0,
@@ -36,9 +39,10 @@ impl<S: Slot> Flight<S> {
         }
     }
 
-    /// Returns how many replies belong to the slot whose turn it is.
-    pub(super) fn owed(&self) -> u32 {
-        self.batch.slots.get(self.slot).map_or(0, Slot::replies)
+    /// Tells whether Redis has to say something before the flight goes on.
+    #[inline]
+    pub(super) fn awaits(&self) -> bool {
+        self.swallow > 0 || self.owed > 0 && !self.refused
     }
 
     /// Tells whether that slot wants its replies together.
@@ -50,18 +54,20 @@ impl<S: Slot> Flight<S> {
         self.notes_at += self.batch.slots.get(self.slot).map_or(0, Slot::note_bytes);
         self.slot += 1;
         self.had = 0;
+        self.owed = self.batch.slots.get(self.slot).map_or(0, Slot::replies);
     }
 
     /// Tells every slot that is left that no more replies will come.
     pub(super) fn fail<R: Receiver<Slot = S>>(&mut self, receiver: &mut R, failure: Failure<'_>) {
         while let Some(slot) = self.batch.slots.get(self.slot) {
             let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
-            receiver.failed(slot, notes, slot.replies() - self.had, failure);
+            receiver.failed(slot, notes, self.owed - self.had, failure);
             self.advance();
         }
     }
 
     /// Hands replies to the slot whose turn it is.
+    #[inline]
     pub(super) fn deliver<R: Receiver<Slot = S>>(
         &mut self,
         receiver: &mut R,
@@ -73,7 +79,7 @@ impl<S: Slot> Flight<S> {
             let notes = self.batch.notes.get(self.notes_at..).unwrap_or_default();
             receiver.replies(slot, notes, input.get(range).unwrap_or_default(), count);
             self.had += count;
-            if self.had == slot.replies() {
+            if self.had == self.owed {
                 self.advance();
             }
         }

@@ -234,7 +234,9 @@ impl<S: Slot> Link<S> {
         let mut start = 0;
         let mut result = Ok(());
         loop {
-            outbound.finish_flights(receiver);
+            if !outbound.awaits() {
+                outbound.finish_flights(receiver);
+            }
             let framed = match self.framer.frame(self.input.get(end..).unwrap_or_default()) {
                 Ok(Some(length)) => length,
                 Ok(None) => break,
@@ -272,7 +274,7 @@ impl<S: Slot> Link<S> {
             }
             end += framed;
             count += 1;
-            if flight.had + count == flight.owed() {
+            if flight.had + count == flight.owed {
                 flight.deliver(receiver, &self.input, start..end, count);
                 (start, count) = (end, 0);
             }

@@ -126,7 +126,7 @@ impl<S: Slot> Outbound<S> {
         }
         if !refused {
             self.metrics.upstream_batches.add(1);
-            self.output.end().extend_from_slice(&batch.bytes);
+            self.output.append(&mut batch.bytes);
         }
         // One copy of a large batch is enough while it waits for its replies.
         batch.forget_bytes();
@@ -149,30 +149,39 @@ impl<S: Slot> Outbound<S> {
         self.output.unsent()
     }
 
+    /// Tells whether Redis has to say something before the first flight goes on.
+    #[inline]
+    pub(super) fn awaits(&self) -> bool {
+        self.flights.front().is_some_and(Flight::awaits)
+    }
+
     /// Answers the slots at the front that wait for nothing, and puts finished flights aside.
     pub(super) fn finish_flights<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) -> bool {
         let mut answered = false;
-        while let Some(flight) = self.flights.front_mut() {
-            if flight.swallow > 0 {
-                return answered;
-            }
-            if flight.refused {
-                flight.fail(receiver, Failure::NotSent);
-                answered = true;
-            }
-            while flight.slot < flight.batch.slots.len() && flight.owed() == 0 {
-                flight.deliver(receiver, &[], 0..0, 0);
-                answered = true;
-            }
-            if flight.slot < flight.batch.slots.len() {
-                return answered;
-            }
-            if let Some(Flight { mut batch, sent_at, .. }) = self.flights.pop_front() {
-                self.metrics.upstream_round_trip.observe(sent_at.elapsed());
-                batch.clear();
-                if self.spare.len() < SPARE_BATCHES_MAX {
-                    self.spare.push(batch);
-                }
+        while self.flights.front().is_some_and(|flight| !flight.awaits()) {
+            answered |= self.finish_flight(receiver);
+        }
+        answered
+    }
+
+    /// Does so with the first flight, and tells whether anybody was answered.
+    fn finish_flight<R: Receiver<Slot = S>>(&mut self, receiver: &mut R) -> bool {
+        let Some(flight) = self.flights.front_mut() else { return false };
+        let mut answered = flight.refused;
+        if flight.refused {
+            flight.fail(receiver, Failure::NotSent);
+        }
+        while flight.slot < flight.batch.slots.len() && flight.owed == 0 {
+            flight.deliver(receiver, &[], 0..0, 0);
+            answered = true;
+        }
+        if flight.slot == flight.batch.slots.len()
+            && let Some(Flight { mut batch, sent_at, .. }) = self.flights.pop_front()
+        {
+            self.metrics.upstream_round_trip.observe(sent_at.elapsed());
+            batch.clear();
+            if self.spare.len() < SPARE_BATCHES_MAX {
+                self.spare.push(batch);
             }
         }
         answered

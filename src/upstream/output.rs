@@ -22,6 +22,14 @@ impl Output {
         &mut self.bytes
     }
 
+    /// Puts bytes behind what waits. Where nothing does they need not be copied.
+    pub(super) fn append(&mut self, bytes: &mut Vec<u8>) {
+        match self.bytes.is_empty() {
+            true => std::mem::swap(&mut self.bytes, bytes),
+            false => self.bytes.append(bytes),
+        }
+    }
+
     /// Returns how many bytes wait.
     pub(super) fn unsent(&self) -> usize {
         self.bytes.len() - self.written
@@ -73,6 +81,16 @@ mod tests {
 
     use super::*;
     use crate::outside::Stream;
+
+    #[test]
+    fn what_is_appended_comes_behind_what_waits_and_is_taken_from_where_it_was() {
+        let mut output = Output::new(1 << 20);
+        for (part, all) in [("one", "one"), (" two", "one two"), (" three", "one two three")] {
+            let mut bytes = part.as_bytes().to_vec();
+            output.append(&mut bytes);
+            assert_eq!((output.end().as_slice(), bytes.as_slice()), (all.as_bytes(), &b""[..]));
+        }
+    }
 
     #[tokio::test]
     async fn a_socket_that_never_takes_all_costs_bounded_memory() {

@@ -110,7 +110,7 @@ impl Proxy {
         };
         self.metrics.login(identity.is_some());
         let identity = identity.ok_or(CommandError::BadCredentials)?;
-        client.session.borrow_mut().identity = Some(identity);
+        client.session.borrow_mut().log_in(identity);
         Ok(None)
     }
 

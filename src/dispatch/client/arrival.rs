@@ -80,6 +80,7 @@ pub(super) struct Behind {
 
 impl Behind {
     /// Adds changes that are in the journal, or about to be.
+    #[inline]
     pub(super) fn add(&mut self, run: Run, arrivals: &Arrivals) {
         match self.runs.back_mut() {
             Some(back) if back.is_followed_by(&run) => return back.join(&run),

@@ -5,6 +5,7 @@ pub(super) mod clients;
 pub(super) mod filter;
 mod on_lane;
 mod outbox;
+mod session;
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,6 +16,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 pub(super) use self::on_lane::Profiles;
+pub use self::session::Session;
 use self::{
     arrival::{Arrivals, Behind, Run},
     clients::Clock,
@@ -26,10 +28,8 @@ use super::{
     error::CommandError,
     hydration::{examine::Examination, gate::Gate},
     private::Hold,
-    transaction::Queue,
 };
 use crate::{
-    auth::Identity,
     command::Spec,
     journal::Sequence,
     resp::{Protocol, ReplyWriter},
@@ -116,25 +116,6 @@ pub struct Client {
     pub(super) examined: RefCell<Option<Rc<Examination>>>,
     closed: Cell<bool>,
     wake: Notify,
-}
-
-/// What a connection remembers between commands.
-#[derive(Debug, Default)]
-pub struct Session {
-    /// Who is logged in.
-    pub identity: Option<Identity>,
-    /// `CLIENT SETNAME`.
-    pub name: Vec<u8>,
-    /// `CLIENT SETINFO LIB-NAME`.
-    pub library: Vec<u8>,
-    /// `CLIENT SETINFO LIB-VER`.
-    pub library_version: Vec<u8>,
-    /// The verdict of a log-in check that ran on another thread, until its command runs again.
-    pub verified: Option<Option<Identity>>,
-    /// The commands since MULTI.
-    pub queue: Option<Queue>,
-    /// `CLIENT NO-EVICT ON`.
-    pub no_evict: bool,
 }
 
 impl Client {
@@ -246,6 +227,7 @@ impl Client {
     }
 
     /// Notes what a command of the client has changed.
+    #[inline]
     pub(super) fn changed(&self, run: Run, arrivals: &Arrivals) {
         self.behind.borrow_mut().add(run, arrivals);
     }

@@ -231,7 +231,7 @@ impl Outcome {
             // Nothing can be removed from, or expire, what is not there.
             Capture::Removed | Capture::Expiry | Capture::Persisted => true,
             // Every field was there already.
-            Capture::Accepted if integer(answer) == Some(0) => true,
+            Capture::Accepted if answer == b":0\r\n" => true,
             // A profile that the write has begun has no expiry yet; what is gone again had one.
             _ if slot.probed => {
                 let expiry = integer(reply_at(bytes, 1));
@@ -454,6 +454,7 @@ pub(in crate::dispatch) enum Verdict {
 
 impl Verdict {
     /// Reads the reply to a write.
+    #[inline]
     pub(in crate::dispatch) fn of(capture: Capture, answer: &[u8]) -> Self {
         if ReplyKind::of(answer) == ReplyKind::Error {
             return Self::Nothing;

@@ -133,6 +133,7 @@ impl Ledger {
 
     /// Notes that `key` is about to be written, and returns the ticket. The empty key stands for
     /// every profile.
+    #[inline]
     pub fn intend(&mut self, key: &[u8]) -> u64 {
         let ticket = self.ticket();
         if !Guard::Intents.is_up() {
@@ -286,12 +287,17 @@ impl Ledger {
     }
 
     /// Counts a ticket as one with an outcome.
+    #[inline]
     fn settle(&mut self, ticket: u64) {
         if !self.in_doubt.is_empty() {
             let known = self.in_doubt.remove(&ticket);
             self.flushes_in_doubt -= usize::from(known.is_some_and(|key| key.is_empty()));
         }
-        let record = self.open.partition_point(|record| record.tickets_end <= ticket);
+        // Outcomes come in the order of their tickets, as a rule.
+        let record = match self.open.front() {
+            Some(oldest) if ticket < oldest.tickets_end => 0,
+            _ => self.open.partition_point(|record| record.tickets_end <= ticket),
+        };
         if let Some(record) = self.open.get_mut(record) {
             record.open = record.open.saturating_sub(1);
         }

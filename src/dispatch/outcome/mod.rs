@@ -128,7 +128,10 @@ impl Outcome {
     /// Lets `memory` know of everything that changes profiles.
     #[must_use]
     pub fn with_memory(self, memory: Option<Rc<Memory>>) -> Self {
-        memory.iter().for_each(|memory| memory.release(self.journal.durable()));
+        if let Some(memory) = &memory {
+            memory.release(self.journal.durable());
+            self.retention.borrow_mut().hash_as(memory.cache.borrow().hasher());
+        }
         Self { memory, ..self }
     }
 
@@ -224,6 +227,7 @@ impl Outcome {
     }
 
     /// Appends one reply to the client that asked.
+    #[inline]
     pub(super) fn answer(&mut self, client: &Rc<Client>, reply: &[u8]) {
         self.touch(client);
         client.push(reply, 1);

@@ -86,7 +86,7 @@ impl Proxy {
             hydration.flush_departs();
         }
         let session = client.session.borrow();
-        let actor = session.identity.as_ref().map_or("", |identity| identity.name());
+        let actor = session.actor();
         let start = notes.len();
         push_note(notes, |out| Flush { ticket, at_ms: 0, command: spec.name, actor }.encode(out));
         WriteSlot {

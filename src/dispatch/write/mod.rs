@@ -43,6 +43,8 @@ pub(super) struct Plan<'a> {
     request: &'a Request<'a>,
     kind: &'a Kind,
     key: &'a [u8],
+    /// The hash of the key, for everything that remembers profiles.
+    hash: u64,
     /// The profiles that it is about, where there can be several.
     profiles: Vec<(&'a [u8], &'a Kind)>,
     capture: Capture,
@@ -86,6 +88,7 @@ impl Proxy {
     }
 
     /// Puts a write that was checked on its way.
+    #[inline]
     pub(super) fn write_checked(
         &self,
         client: &Rc<Client>,
@@ -103,6 +106,7 @@ impl Proxy {
     }
 
     /// Decides what a write needs that was checked.
+    #[inline]
     pub(super) fn plan<'a>(
         &'a self,
         spec: &'static Spec,
@@ -128,7 +132,8 @@ impl Proxy {
             ProfileWrite::Delete => Capture::Deleted,
         };
         let key = request.argument(1);
-        let retain = self.retain(spec, write, request, kind);
+        let hash = self.retention.borrow().hash(key);
+        let retain = self.retain(spec, write, request, kind, hash);
         let profiles = match capture {
             Capture::Deleted | Capture::Replaced | Capture::Scripted => {
                 self.profiles(spec, request)
@@ -137,15 +142,17 @@ impl Proxy {
         };
         let cached = self.hydration.is_some() && kind.cache_ttl().is_some();
         let apart = false;
-        Plan { spec, request, kind, key, profiles, capture, guard, retain, cached, apart }
+        Plan { spec, request, kind, key, hash, profiles, capture, guard, retain, cached, apart }
     }
 
+    #[inline]
     fn retain(
         &self,
         spec: &Spec,
         write: ProfileWrite,
         request: &Request<'_>,
         kind: &Kind,
+        hash: u64,
     ) -> Option<Due> {
         let mut retention = self.retention.borrow_mut();
         match write {
@@ -154,7 +161,7 @@ impl Proxy {
             | ProfileWrite::Increment
             | ProfileWrite::IncrementFloat => {
                 let ttl = kind.ttl()?;
-                retention.due(request.argument(1), ttl, self.batch_ms())
+                retention.due(hash, ttl, self.batch_ms())
             }
             // The expiry goes with the profile, or a client takes it into its own hands.
             _ => {
@@ -176,9 +183,9 @@ impl Proxy {
         if lane.state() != LinkState::Up {
             return Err(CommandError::UpstreamDown);
         }
-        if let Some(memory) = &self.memory {
+        if self.memory.is_some() {
             client.note_on_lane(match plan.profiles.is_empty() {
-                true => Profiles::one(memory.cache.borrow().hash(plan.key)),
+                true => Profiles::one(plan.hash),
                 false => Profiles::ALL,
             });
         }
@@ -191,6 +198,7 @@ impl Proxy {
     }
 
     /// Adds the requests and the notes of a write to a batch; the slot is the caller's to place.
+    #[inline]
     pub(super) fn encode(
         &self,
         client: &Client,
@@ -270,6 +278,7 @@ impl Proxy {
     }
 
     /// Lays out what will be true if the write is accepted. Returns the first ticket and the count.
+    #[inline]
     fn note(
         &self,
         client: &Client,
@@ -279,16 +288,12 @@ impl Proxy {
     ) -> (u64, u32) {
         let mut ledger = self.ledger.borrow_mut();
         let first = ledger.next_ticket();
-        let session = client.session.borrow();
-        let actor = session.identity.as_ref().map_or("", |identity| identity.name());
+        let mut session = client.session.borrow_mut();
         let mut changes = 0;
         let mut note = |key: &[u8], kind: &Kind| {
             let ticket = if intend { ledger.intend(key) } else { ledger.ticket() };
-            push_note(notes, |out| {
-                let change =
-                    ChangeBuilder::begin(out, ticket, 0, kind.name(), plan.spec.name, actor, key);
-                fill(change, plan);
-            });
+            let head = session.head(kind, plan.spec);
+            push_note(notes, |out| fill(head.begin(out, ticket, key), plan));
             changes += 1;
         };
         match plan.capture {
@@ -318,6 +323,7 @@ pub(super) fn has_pairs(write: ProfileWrite, request: &Request<'_>) -> bool {
 }
 
 /// Writes the part of a change that the request alone tells.
+#[inline]
 fn fill(mut change: ChangeBuilder<'_>, plan: &Plan<'_>) {
     let Route::Profile(write) = plan.spec.route else { return };
     if plan.apart {

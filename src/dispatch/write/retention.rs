@@ -78,6 +78,11 @@ impl Retention {
         Self { hasher, applied, takers, flushed: 0, displaced: 0, known: Expiries::new() }
     }
 
+    /// Hashes keys as another table does, so that once is enough for both. Before anything is remembered.
+    pub(in crate::dispatch) fn hash_as(&mut self, hasher: &HashState) {
+        self.hasher = hasher.clone();
+    }
+
     /// Returns the expiry to ask for behind a write, or nothing if it is known that a write of the same
     /// tick has set it ([`Self::applied`]).
     ///
@@ -85,11 +90,12 @@ impl Retention {
     /// before the answer to another one is here: what comes between them on the lane may end the
     /// profile. One question too few takes two profiles of one bucket with the same 48 bits of hash, or
     /// a deletion that overtakes the write, in the other protocol; the next write asks then.
-    pub(super) fn due(&mut self, key: &[u8], ttl: Duration, now_ms: u64) -> Option<Due> {
+    #[inline]
+    pub(super) fn due(&mut self, hash: u64, ttl: Duration, now_ms: u64) -> Option<Due> {
         let ttl_ms = ttl.as_millis() as u64;
         let tick = tick_ms(ttl_ms);
         let unit = tick.min(UNIT_MS_MAX);
-        let mark = self.hash(key) | (now_ms / tick) & TICK_MASK;
+        let mark = hash & !TICK_MASK | (now_ms / tick) & TICK_MASK;
         if self.remembers(mark) {
             return None;
         }
@@ -108,7 +114,7 @@ impl Retention {
         let ttl_ms = ttl.as_millis() as u64;
         // Rounding may have put it into the tick before, which costs a question at the next write.
         let asked_ms = at.saturating_sub(ttl_ms);
-        let mark = self.hash(key) | (asked_ms / tick_ms(ttl_ms)) & TICK_MASK;
+        let mark = self.hash(key) & !TICK_MASK | (asked_ms / tick_ms(ttl_ms)) & TICK_MASK;
         self.remember(mark);
     }
 
@@ -138,15 +144,16 @@ impl Retention {
         if self.applied.is_empty() {
             return;
         }
-        let hash = self.hash(key);
+        let hash = self.hash(key) & !TICK_MASK;
         let bucket = self.bucket(hash);
         for mark in bucket.into_iter().flatten().filter(|mark| **mark & !TICK_MASK == hash) {
             *mark = 0;
         }
     }
 
-    fn hash(&self, key: &[u8]) -> u64 {
-        self.hasher.hash_one(key) & !TICK_MASK
+    /// Returns the hash of a key, which [`Self::due`] wants.
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
     }
 
     /// The bucket of a hash: by its upper bits, since the lower ones hold the tick.
@@ -204,28 +211,32 @@ mod tests {
     const HOUR_MS: u64 = TICK_MS_MAX;
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
+    fn due(retention: &mut Retention, key: &[u8], now_ms: u64) -> Option<Due> {
+        retention.due(retention.hash(key), YEAR, now_ms)
+    }
+
     #[test]
     fn writes_within_an_hour_ask_once() {
         let mut retention = Retention::new();
         let start = 500_000 * HOUR_MS + 10;
-        let Due { at, unit, .. } = retention.due(b"user:1", YEAR, start).unwrap();
+        let Due { at, unit, .. } = due(&mut retention, b"user:1", start).unwrap();
         assert_eq!(at % unit, MARK_MS);
         let late = start + YEAR.as_millis() as u64 - at;
         assert!(late < 10_000, "{late} milliseconds early");
-        assert!(retention.due(b"user:1", YEAR, start + 1).is_some(), "nothing is known yet");
+        assert!(due(&mut retention, b"user:1", start + 1).is_some(), "nothing is known yet");
         retention.applied(b"user:1", YEAR, at, 1);
-        assert_eq!(retention.due(b"user:1", YEAR, start + 1000), None);
-        assert!(retention.due(b"user:2", YEAR, start).is_some());
-        assert!(retention.due(b"user:1", YEAR, start + HOUR_MS).unwrap().at > at);
+        assert_eq!(due(&mut retention, b"user:1", start + 1000), None);
+        assert!(due(&mut retention, b"user:2", start).is_some());
+        assert!(due(&mut retention, b"user:1", start + HOUR_MS).unwrap().at > at);
     }
 
     #[test]
     fn an_expiry_of_the_policy_moves_by_a_tick_and_a_clients_own_never() {
-        let due = Retention::new().due(b"user:1", YEAR, 500_000 * HOUR_MS).unwrap();
-        assert!(due.moves(None));
-        assert!(due.moves(Some(due.at - HOUR_MS)));
-        assert!(!due.moves(Some(due.at - HOUR_MS / 2)));
-        assert!(!due.moves(Some(due.at - HOUR_MS - 1)), "it does not bear the mark");
+        let moved = due(&mut Retention::new(), b"user:1", 500_000 * HOUR_MS).unwrap();
+        assert!(moved.moves(None));
+        assert!(moved.moves(Some(moved.at - HOUR_MS)));
+        assert!(!moved.moves(Some(moved.at - HOUR_MS / 2)));
+        assert!(!moved.moves(Some(moved.at - HOUR_MS - 1)), "it does not bear the mark");
     }
 
     #[test]
@@ -237,8 +248,8 @@ mod tests {
                 for profile in 0..profiles {
                     let key = format!("user:{profile}");
                     let now_ms = YEAR.as_millis() as u64 + HOUR_MS;
-                    if let Some(due) = retention.due(key.as_bytes(), YEAR, now_ms) {
-                        retention.applied(key.as_bytes(), YEAR, due.at, 1);
+                    if let Some(Due { at, .. }) = due(&mut retention, key.as_bytes(), now_ms) {
+                        retention.applied(key.as_bytes(), YEAR, at, 1);
                         asked += 1;
                     }
                 }
@@ -251,21 +262,21 @@ mod tests {
     #[test]
     fn a_profile_that_was_deleted_is_asked_about_again() {
         let mut retention = Retention::new();
-        let due = retention.due(b"user:1", YEAR, HOUR_MS).unwrap();
-        retention.applied(b"user:1", YEAR, due.at, 1);
-        assert_eq!(retention.due(b"user:1", YEAR, HOUR_MS), None);
+        let Due { at, .. } = due(&mut retention, b"user:1", HOUR_MS).unwrap();
+        retention.applied(b"user:1", YEAR, at, 1);
+        assert_eq!(due(&mut retention, b"user:1", HOUR_MS), None);
         retention.forget(b"user:1");
-        assert!(retention.due(b"user:1", YEAR, HOUR_MS).is_some());
+        assert!(due(&mut retention, b"user:1", HOUR_MS).is_some());
     }
 
     #[test]
     fn a_write_says_nothing_of_the_expiry_when_a_deletion_was_laid_out_behind_it() {
         let mut retention = Retention::new();
-        let due = retention.due(b"user:1", YEAR, HOUR_MS).unwrap();
+        let Due { at, .. } = due(&mut retention, b"user:1", HOUR_MS).unwrap();
         let mut is_known_after = |laid_out: &dyn Fn(&mut Retention), ticket| {
             laid_out(&mut retention);
-            retention.applied(b"user:1", YEAR, due.at, ticket);
-            retention.due(b"user:1", YEAR, HOUR_MS).is_none()
+            retention.applied(b"user:1", YEAR, at, ticket);
+            due(&mut retention, b"user:1", HOUR_MS).is_none()
         };
         assert!(!is_known_after(&|retention| retention.taken_by(b"user:1", 5), 4));
         assert!(is_known_after(&|_| {}, 6));
