@@ -15,7 +15,7 @@ instructions: test-needs ## compare the instructions of fixed workloads with ben
 
 SCHEDULES ?= 20
 SECONDS ?= 240
-faults: test-needs ## accidents under load: SCHEDULES=20 SECONDS=240 SEED=number REDIS=kept|wiped|stale|any
+faults: test-needs ## accidents under load: SCHEDULES=20 SECONDS=240 SEED=number REDIS=any|kept|wiped|stale
 	@FAULT_SCHEDULES=$(SCHEDULES) FAULT_SECONDS=$(SECONDS) FAULT_SEED=$(SEED) FAULT_REDIS=$(REDIS) \
 		cargo test --test it faults::the_contract_holds_under_random_faults -- --nocapture
 

@@ -123,10 +123,20 @@ fn named(constraint: Option<&str>) -> String {
     constraint.map(|name| format!(", constraint {name}")).unwrap_or_default()
 }
 
+/// People build on these tables; what they built is not ours to drop.
+const DEPENDENTS: &str = "something that others have built, such as a view, depends on one that has to \
+    be replaced (history?); drop it, start again, and make it anew";
+
 fn migration(error: sqlx::migrate::MigrateError) -> SinkError {
     use sqlx::migrate::MigrateError as M;
     match error {
-        M::Execute(error) | M::ExecuteMigration(error, _) => error.into(),
+        M::Execute(error) | M::ExecuteMigration(error, _) => match SinkError::from(error) {
+            // dependent_objects_still_exist
+            SinkError::Database { code, .. } if code == "2BP01" => {
+                SinkError::Tables(DEPENDENTS.into())
+            }
+            error => error,
+        },
         // The remaining texts hold version numbers only.
         other => SinkError::Tables(other.to_string()),
     }

@@ -45,7 +45,8 @@ pub(super) async fn end(connection: &mut PgConnection, source: &str) -> Result<u
     Ok(end.cast_unsigned())
 }
 
-/// Which of these changes, in their order, are in the history already.
+/// Which of these changes, in their order, are in the history already. Those of one profile, as the
+/// dead letters of a key are, may have any number of others between them.
 pub(super) async fn known(
     connection: &mut PgConnection,
     source: &str,
@@ -54,11 +55,14 @@ pub(super) async fn known(
     let (Some(first), Some(last)) = (records.first(), records.last()) else {
         return Ok(HashSet::default());
     };
+    let mut keys = records.iter().map(|record| record.change.key);
+    let key = keys.all(|key| key == first.change.key).then(|| name_text(first.change.key));
     let known: Vec<i64> = sqlx::query_scalar(sql::KNOWN)
         .bind(source)
         .bind(first.sequence.cast_signed())
         .bind(last.sequence.cast_signed())
         .bind(last.sequence.saturating_add(SPAN_MAX).cast_signed())
+        .bind(key)
         .fetch_all(connection)
         .await?;
     Ok(known.into_iter().map(i64::cast_unsigned).collect())

@@ -155,6 +155,11 @@ impl Writer {
         if !there {
             sqlx::raw_sql(sql::CREATE_SCHEMA).execute(&mut *connection).await?;
         }
+        if sqlx::query_scalar(sql::HISTORY_IN_ROWS).fetch_one(&mut *connection).await? {
+            info!(
+                "the history moves into another table, which may take a minute per million changes"
+            );
+        }
         MIGRATIONS.run_direct(None, connection, false).await?;
         for view in views.iter() {
             match replace_view(connection, view).await {

@@ -47,9 +47,10 @@ const PG_HISTORY: &str = "\
 
 /// The same in all other journals. The numbers of different journals do not compare.
 const PG_OLDER_HISTORY: &str = "\
-    select sequence, at, actor, command, changed::text, to_jsonb(removed)::text, deleted \
-    from history where key = $1 and source <> $2 and (kind = '*') = $3 \
-    order by at desc, sequence desc limit $4";
+    select c.sequence, c.at, c.actor, c.command, c.changed::text, to_jsonb(c.removed)::text, c.deleted \
+    from (select changes from history_runs where key = $1 and source <> $2 and (kind = '*') = $3 \
+        order by at desc, sequence desc limit $4) r cross join lateral history_changes(r.changes) c \
+    order by c.at desc, c.sequence desc limit $4";
 
 const SQLITE_HISTORY: &str = "\
     select sequence, at, actor, command, changed, removed, deleted \

@@ -47,7 +47,8 @@ impl<'r, 'a> Run<'r, 'a> {
     }
 
     /// Whether the next change of the profile may join. A part of the table holds one month, and a
-    /// run has to be in one part with all its changes.
+    /// run has to be in one part with all its changes. The time of the last one is the latest, also
+    /// when a clock went back: whoever asks for a span of time finds the run by it.
     fn takes(&self, record: &Record<'_>) -> bool {
         let span = self.records.first().map_or(0, |first| record.sequence - first.sequence);
         let month = |record: &Record<'_>| Month::of(record.change.at_ms);
@@ -55,6 +56,7 @@ impl<'r, 'a> Run<'r, 'a> {
             && self.bytes < BYTES_MAX
             && span < SPAN_MAX
             && self.last.change.kind == record.change.kind
+            && self.last.change.at_ms <= record.change.at_ms
             && month(self.last) == month(record)
     }
 

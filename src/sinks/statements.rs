@@ -71,10 +71,16 @@ pub(super) const HISTORY_END: &str =
     "select coalesce(max(sequence), 0) from history_runs where source = $1";
 
 /// The changes between two places, both included. A run is known by its last change, which may be
-/// as far behind the second place as a run is long.
+/// as far behind the second place as a run is long. With a key, only those of that profile.
 pub(super) const KNOWN: &str = "\
     select c.sequence from history_runs r cross join lateral history_changes(r.changes) c \
-    where r.source = $1 and r.sequence between $2 and $4 and c.sequence between $2 and $3";
+    where r.source = $1 and r.sequence between $2 and $4 and c.sequence between $2 and $3 \
+    and ($5::text is null or r.key = $5)";
+
+/// Whether the history is the table of one row per change that it was before it was kept in runs.
+pub(super) const HISTORY_IN_ROWS: &str = "\
+    select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+    where n.nspname = 'profile_proxy' and c.relname = 'history' and c.relkind = 'p')";
 
 /// In the order in which `history.rs` writes the columns.
 pub(super) const COPY_HISTORY: &str = "\

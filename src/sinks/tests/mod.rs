@@ -5,6 +5,7 @@ mod casts;
 mod deliveries;
 mod equivalence;
 mod fold;
+mod former_tables;
 mod lookups;
 pub(crate) mod memory;
 mod model;

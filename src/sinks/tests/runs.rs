@@ -1,14 +1,10 @@
 //! The history of PostgreSQL, in runs: which changes share a row, and that they read as changes.
 
-use sqlx::migrate::Migrator;
-use sqlx::{Connection, PgConnection};
-
 use super::model::{Model, Write};
 use super::refusals::{accept_poison, refuse_poison};
-use super::support::{Log, Target, batches_of, user_kind};
+use super::support::{Log, Target, user_kind};
 use crate::profile::{Entry, Expiry};
 use crate::sinks::fold::{Folded, Record};
-use crate::sinks::postgres::MIGRATIONS;
 use crate::sinks::rows::Part;
 use crate::sinks::runs::{SPAN_MAX, runs};
 use crate::sinks::{DeadLetters, Retried};
@@ -69,8 +65,11 @@ fn a_run_ends_at_each_of_its_bounds() {
     assert_eq!(grouped(&far), [vec![1, SPAN_MAX], vec![SPAN_MAX + 1]]);
 
     let at = |at_ms| Write::set("user:1", at_ms, "a", "b");
-    let months = [(1, at(END_OF_MONTH_MS)), (2, at(END_OF_MONTH_MS + 1)), (3, at(END_OF_MONTH_MS))];
-    assert_eq!(grouped(&months), [[1], [2], [3]]);
+    let months = [(1, at(END_OF_MONTH_MS)), (2, at(END_OF_MONTH_MS + 1))];
+    assert_eq!(grouped(&months), [[1], [2]]);
+
+    let back = [(1, at(1000)), (2, at(1000)), (3, at(999))];
+    assert_eq!(grouped(&back), [vec![1, 2], vec![3]]);
 
     // A profile's key may be that of a flush.
     assert_eq!(grouped(&[(1, set("*")), (2, Write::flush(1000)), (3, set("*"))]), [[1], [2], [3]]);
@@ -142,37 +141,4 @@ async fn a_letter_that_was_applied_before_the_cursor_was_set_back_is_in_the_hist
             refuse_poison(&target).await;
         }
     }
-}
-
-#[tokio::test]
-async fn a_history_of_rows_becomes_one_of_runs() {
-    let target = Target::postgres().await;
-    let mut connection = PgConnection::connect(&target.url).await.unwrap();
-    let schema = "create schema profile_proxy; set search_path to profile_proxy";
-    sqlx::raw_sql(schema).execute(&mut connection).await.unwrap();
-    let former = MIGRATIONS.iter().filter(|migration| migration.version < 5).cloned().collect();
-    let former = Migrator { migrations: former, ..Migrator::DEFAULT };
-    former.run_direct(None, &mut connection, false).await.unwrap();
-    let fill = "create table history_2026_11 partition of history \
-            for values from ('2026-11-01 00:00+00') to ('2026-12-01 00:00+00'); \
-        insert into history \
-        select 's', n, 'user:' || n % 3, 'user', '2026-11-30 23:59:59.999+00', 'app', 'hset', \
-            '{\"a\": \"1\"}', case when n % 2 = 0 then '{x,\"y z\"}'::text[] else '{}' end, n = 3, \
-            n = 4, case when n % 2 = 0 then '9999-12-31 23:59:59.999+00'::timestamptz end, n = 5 \
-        from generate_series(1, 6) n; \
-        insert into history \
-        values ('s', 7, '*', '*', '2031-01-01', '', 'flushall', '{}', '{}', true, false, null, false)";
-    sqlx::raw_sql(fill).execute(&mut connection).await.unwrap();
-    let before = target.history().await;
-
-    target.database(&user_kind()).prepare().await.unwrap();
-    assert_eq!((target.history().await, before.len()), (before, 7));
-    assert_eq!(target.count("history_runs_2026_11").await, 6);
-    assert_eq!(target.count("history_runs_default").await, 1);
-    // What comes next finds the part of its month.
-    let mut log = Log::new();
-    log.append(&[Write::set("user:1", END_OF_MONTH_MS, "a", "b").record()]);
-    let mut delivery = log.delivery(&target, batches_of(10));
-    delivery.drain().await.unwrap();
-    assert_eq!(target.count("history_runs_2026_11").await, 7);
 }
