@@ -7,8 +7,11 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use tracing::info;
+
 use super::Sequence;
 use super::error::JournalError;
+use super::progress::Progress;
 use super::record::Checksum;
 use super::scan::{Found, Scan, holds_record};
 use super::segment::{self, HEADER_BYTES, Header, HeaderFault, Source};
@@ -58,7 +61,7 @@ pub(super) fn survey(directory: &Path) -> Result<Survey, JournalError> {
     let candidates = list(directory)?;
     let headers = candidates.iter().filter_map(|candidate| candidate.header.ok());
     let source = headers.map(|header| header.source).next();
-    let mut survey = Survey::default();
+    let (mut survey, mut progress) = (Survey::default(), Progress::begin());
     for (at, candidate) in candidates.iter().enumerate() {
         let fault = match check_header(&candidates, at, survey.last, source) {
             Ok(header) => survey.keep(candidate, header)?,
@@ -72,6 +75,9 @@ pub(super) fn survey(directory: &Path) -> Result<Survey, JournalError> {
             }
             survey.cut(&candidates[at..]);
             break;
+        }
+        if progress.is_due() {
+            info!(segments = at + 1, of = candidates.len(), "checking the journal");
         }
     }
     Ok(survey)

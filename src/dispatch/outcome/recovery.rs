@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use tracing::info;
+
 use super::{
     Outcome,
     ledger::{InDoubt, Ledger},
@@ -17,7 +19,7 @@ use crate::dispatch::{
 };
 use crate::{
     guards::Guard,
-    journal::{self, Journal, JournalError},
+    journal::{self, Journal, JournalError, Progress},
     profile::{ChangeBuilder, Entry},
     resp::{integer, push_command},
     schema::Schema,
@@ -36,7 +38,7 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
     let mut reader = journal.reader(journal.first())?;
     let mut batch = journal::Batch::default();
     let mut next = 1;
-    let mut open = BTreeMap::new();
+    let (mut open, mut progress) = (BTreeMap::new(), Progress::begin());
     while reader.read(&mut batch, RECORDS_MAX, BYTES_MAX)? > 0 {
         for (_, record) in batch.iter() {
             match Entry::decode(record) {
@@ -63,6 +65,10 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
             }
         }
         batch.clear();
+        if progress.is_due() {
+            let (read, of) = (reader.position().0.saturating_sub(1), journal.appended().0);
+            info!(read, of, "looking through the journal for writes in doubt");
+        }
     }
     Ok((next, open))
 }
