@@ -85,6 +85,7 @@ impl Outcome {
         schema: Rc<Schema>,
         metrics: std::sync::Arc<Metrics>,
     ) -> Self {
+        metrics.in_doubt.set(ledger.borrow().in_doubt().len() as u64);
         Self {
             ledger,
             journal,
