@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::Sequence;
 use super::error::JournalError;
-use super::progress::Progress;
+use super::long_reading::LongReading;
 use super::record::Checksum;
 use super::scan::{Found, Scan, holds_record};
 use super::segment::{self, HEADER_BYTES, Header, HeaderFault, Source};
@@ -61,7 +61,7 @@ pub(super) fn survey(directory: &Path) -> Result<Survey, JournalError> {
     let candidates = list(directory)?;
     let headers = candidates.iter().filter_map(|candidate| candidate.header.ok());
     let source = headers.map(|header| header.source).next();
-    let (mut survey, mut progress) = (Survey::default(), Progress::begin());
+    let (mut survey, mut reading) = (Survey::default(), LongReading::begin());
     for (at, candidate) in candidates.iter().enumerate() {
         let fault = match check_header(&candidates, at, survey.last, source) {
             Ok(header) => survey.keep(candidate, header)?,
@@ -76,7 +76,7 @@ pub(super) fn survey(directory: &Path) -> Result<Survey, JournalError> {
             survey.cut(&candidates[at..]);
             break;
         }
-        if progress.is_due() {
+        if reading.is_due() {
             info!(segments = at + 1, of = candidates.len(), "checking the journal");
         }
     }

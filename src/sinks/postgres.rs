@@ -177,7 +177,7 @@ impl Writer {
     pub(super) async fn take_over(&mut self, source: &str) -> Result<Cursor, SinkError> {
         let query = sqlx::query(sql::TAKE_OVER).bind(source);
         let cursor = cursor(&query.fetch_one(self.connection().await?).await?)?;
-        self.history_end = history::end(self.connection().await?, source).await?;
+        self.look_at_history(source).await?;
         Ok(cursor)
     }
 
@@ -185,8 +185,14 @@ impl Writer {
     pub(super) async fn rejoin(&mut self, source: &str, fence: i64) -> Result<Cursor, SinkError> {
         let query = sqlx::query(sql::REJOIN).bind(source).bind(fence);
         let cursor = cursor(&query.fetch_one(self.connection().await?).await?)?;
-        self.history_end = history::end(self.connection().await?, source).await?;
+        self.look_at_history(source).await?;
         Ok(cursor)
+    }
+
+    /// Notes where the history ends, behind whatever held the cursor before.
+    async fn look_at_history(&mut self, source: &str) -> Result<(), SinkError> {
+        self.history_end = history::end(self.connection().await?, source).await?;
+        Ok(())
     }
 
     /// Reads the cursor without taking it from anybody.

@@ -109,12 +109,12 @@ fn what_a_write_in_doubt_has_left_is_removed_from_the_next_redis_too() {
     evict(&setup, "user:1");
     setup.redis.as_mut().expect("a Redis").pause();
     let mut others: Vec<Client> = (0..2).map(|_| setup.proxy.client()).collect();
-    let batches =
-        |setup: &Setup| setup.proxy.metrics().sum("profile_proxy_upstream_batches_total", &[]);
-    let before = batches(&setup);
+    let before = setup.metric("upstream_batches_total");
     send(&mut others[0], "HINCRBY user:1 n 1");
     send(&mut others[1], "HINCRBY user:new n 1");
-    wait_until("a write to be sent", BOUND, || (batches(&setup) > before).then_some(()));
+    wait_until("a write to be sent", BOUND, || {
+        (setup.metric("upstream_batches_total") > before).then_some(())
+    });
     // The other one goes with it or right behind it, also on a busy machine.
     thread::sleep(Duration::from_secs(1));
     setup.proxy.kill_9();

@@ -129,5 +129,5 @@ fn is_whoami(request: &Request<'_>) -> bool {
 
 fn who(client: &Client) -> String {
     let session = client.session.borrow();
-    session.identity().map_or("default", |identity| identity.name()).to_owned()
+    session.user().to_owned()
 }

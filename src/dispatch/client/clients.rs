@@ -131,7 +131,7 @@ pub(in crate::dispatch) fn describe(client: &Client, asking: Asking, lines: &mut
     let session = client.session.borrow();
     let (age, idle) = (client.since.elapsed().as_secs(), client.idle_seconds());
     let (_, output) = client.backlog();
-    let user = session.identity().map_or("default", |identity| identity.name());
+    let user = session.user();
     let resp = if client.protocol.get() == Protocol::Resp3 { 3 } else { 2 };
     let query = if client.id == asking.id { asking.request_bytes } else { 0 };
     let (queued, queued_bytes) = match &session.queue {

@@ -108,7 +108,7 @@ impl Filter {
     pub(super) fn fits(&self, client: &Client) -> bool {
         let is_user = |name: &Vec<u8>| {
             let session = client.session.borrow();
-            let user = session.identity().map_or("default", |identity| identity.name());
+            let user = session.user();
             user.as_bytes() == name
         };
         self.id.is_none_or(|id| id == client.id)

@@ -44,6 +44,12 @@ impl Session {
         self.identity.as_ref().map_or("", Identity::name)
     }
 
+    /// Returns that name as Redis shows it, where nobody has to log in that of everybody.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.identity.as_ref().map_or("default", Identity::name)
+    }
+
     /// Returns the head of the client's changes to a kind by a command, which nearly always is that of
     /// its last change. Kinds and commands are where they are for as long as there are clients.
     pub(in crate::dispatch) fn head(&mut self, kind: &Kind, spec: &'static Spec) -> &ChangeHead {

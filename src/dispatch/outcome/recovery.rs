@@ -19,7 +19,7 @@ use crate::dispatch::{
 };
 use crate::{
     guards::Guard,
-    journal::{self, Journal, JournalError, Progress},
+    journal::{self, Journal, JournalError, LongReading},
     profile::{ChangeBuilder, Entry},
     resp::{integer, push_command},
     schema::Schema,
@@ -38,7 +38,7 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
     let mut reader = journal.reader(journal.first())?;
     let mut batch = journal::Batch::default();
     let mut next = 1;
-    let (mut open, mut progress) = (BTreeMap::new(), Progress::begin());
+    let (mut open, mut reading) = (BTreeMap::new(), LongReading::begin());
     while reader.read(&mut batch, RECORDS_MAX, BYTES_MAX)? > 0 {
         for (_, record) in batch.iter() {
             match Entry::decode(record) {
@@ -65,7 +65,7 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
             }
         }
         batch.clear();
-        if progress.is_due() {
+        if reading.is_due() {
             let (read, of) = (reader.position().0.saturating_sub(1), journal.appended().0);
             info!(read, of, "looking through the journal for writes in doubt");
         }

@@ -95,7 +95,7 @@ impl Retention {
         let ttl_ms = ttl.as_millis() as u64;
         let tick = tick_ms(ttl_ms);
         let unit = tick.min(UNIT_MS_MAX);
-        let mark = hash & !TICK_MASK | (now_ms / tick) & TICK_MASK;
+        let mark = mark(hash, now_ms / tick);
         if self.remembers(mark) {
             return None;
         }
@@ -114,8 +114,7 @@ impl Retention {
         let ttl_ms = ttl.as_millis() as u64;
         // Rounding may have put it into the tick before, which costs a question at the next write.
         let asked_ms = at.saturating_sub(ttl_ms);
-        let mark = self.hash(key) & !TICK_MASK | (asked_ms / tick_ms(ttl_ms)) & TICK_MASK;
-        self.remember(mark);
+        self.remember(mark(self.hash(key), asked_ms / tick_ms(ttl_ms)));
     }
 
     /// Forgets a profile whose expiry the write that is being laid out may take away. It may be on its way
@@ -144,7 +143,7 @@ impl Retention {
         if self.applied.is_empty() {
             return;
         }
-        let hash = self.hash(key) & !TICK_MASK;
+        let hash = mark(self.hash(key), 0);
         let bucket = self.bucket(hash);
         for mark in bucket.into_iter().flatten().filter(|mark| **mark & !TICK_MASK == hash) {
             *mark = 0;
@@ -198,6 +197,12 @@ impl Retention {
     pub(in crate::dispatch) fn forget_all(&mut self) {
         self.applied.clear();
     }
+}
+
+/// A profile and the tick in which its expiry was set, as one number.
+#[inline]
+fn mark(hash: u64, tick: u64) -> u64 {
+    hash & !TICK_MASK | tick & TICK_MASK
 }
 
 fn tick_ms(ttl_ms: u64) -> u64 {

@@ -1,11 +1,11 @@
 //! Batches that are read and laid out while the database works on the one before.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 
 use super::model::{Model, Write};
-use super::refusals::refuse_poison;
+use super::refusals::poisoned;
 use super::support::{Log, Target, batches_of};
 use crate::journal::{Batch, Sequence};
 use crate::profile::{Expiry, IntentBuilder};
@@ -33,12 +33,7 @@ async fn what_was_read_ahead_is_thrown_away_when_the_cursor_moved() {
     log.append(&(101..=500).map(|n| set(n, 1000, "x")).collect::<Vec<_>>());
     let status = delivery.status();
     let running = tokio::spawn(async move { delivery.drain().await });
-    let waiting =
-        "pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
-    let bound = Instant::now() + Duration::from_secs(30);
-    while target.count(waiting).await == 0 {
-        assert!(Instant::now() < bound, "no batch waits for the cursor");
-    }
+    target.wait_for_a_waiter().await;
     // The batch behind the one that waits is read meanwhile; it takes far less than this.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let moved = "update cursors set sequence = 150; commit";
@@ -53,9 +48,7 @@ async fn what_was_read_ahead_is_thrown_away_when_the_cursor_moved() {
 #[tokio::test]
 async fn a_record_refused_in_a_batch_read_ahead_is_set_aside_with_what_follows_of_its_key() {
     for target in Target::both().await {
-        let mut log = Log::new();
-        log.deliver(&target, 1).await;
-        refuse_poison(&target).await;
+        let mut log = poisoned(&target).await;
         let value = |n| if n == 250 { "poison" } else { "fine" };
         log.append(&(1..=500).map(|n| set(n, 100, value(n))).collect::<Vec<_>>());
         let mut delivery = log.delivery(&target, batches_of(100));

@@ -1,16 +1,13 @@
 //! Tables that an earlier build has made, with what is in them, in the hands of this one.
 
-use std::time::Duration;
-
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 
 use super::model::Write;
+use super::runs::END_OF_MONTH_MS;
 use super::support::{Log, Target, user_kind};
 use crate::sinks::postgres::MIGRATIONS;
 
-/// 2026-11-30 23:59:59.999 in UTC.
-const END_OF_MONTH_MS: u64 = 1_796_083_199_999;
 const SESSION: &str = "set search_path to profile_proxy";
 const FILL: &str = "\
     insert into history \
@@ -70,11 +67,7 @@ async fn what_somebody_commits_while_the_history_moves_moves_with_it() {
     sqlx::raw_sql(sqlx::AssertSqlSafe(open)).execute(&mut connection).await.unwrap();
     let database = target.database(&user_kind());
     let moving = tokio::spawn(async move { database.prepare().await });
-    let waiting =
-        "pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
-    while target.count(waiting).await == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    target.wait_for_a_waiter().await;
     sqlx::raw_sql("commit").execute(&mut connection).await.unwrap();
     moving.await.unwrap().unwrap();
     assert_eq!(target.count("history").await, 7);

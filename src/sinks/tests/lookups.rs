@@ -120,9 +120,7 @@ async fn rows_and_pending_changes_are_told_as_one() {
 #[tokio::test]
 async fn what_the_database_has_refused_was_acknowledged_and_counts() {
     for target in Target::both().await {
-        let mut log = Log::new();
-        log.deliver(&target, 1).await;
-        super::refusals::refuse_poison(&target).await;
+        let mut log = super::refusals::poisoned(&target).await;
         let appended = log.append(&[
             Write::set("user:1", 1000, "b", "1").record(),
             Write::set("user:1", 1001, "a", "poison").record(),
@@ -158,8 +156,7 @@ async fn what_the_database_has_refused_was_acknowledged_and_counts() {
 #[tokio::test]
 async fn what_was_refused_of_an_earlier_journal_counts_as_well() {
     for target in Target::both().await {
-        Log::new().deliver(&target, 1).await;
-        super::refusals::refuse_poison(&target).await;
+        super::refusals::poisoned(&target).await;
         for name in ["b", "c"] {
             let mut log = Log::new();
             log.append(&[

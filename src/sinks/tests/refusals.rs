@@ -29,6 +29,14 @@ pub(super) async fn accept_poison(target: &Target) {
         .await;
 }
 
+/// A new journal whose database has its tables, and refuses that.
+pub(super) async fn poisoned(target: &Target) -> Log {
+    let log = Log::new();
+    log.deliver(target, 1).await;
+    refuse_poison(target).await;
+    log
+}
+
 async fn dead_sequences(target: &Target) -> Vec<u64> {
     let sql = "select cast(sequence as text) from dead_letters order by dead_letters.sequence";
     target.query(sql).await.iter().map(|sequence| sequence.as_u64().unwrap()).collect()
@@ -37,9 +45,7 @@ async fn dead_sequences(target: &Target) -> Vec<u64> {
 #[tokio::test]
 async fn a_refused_record_is_set_aside_with_its_key_and_blocks_nobody_else() {
     for target in Target::both().await {
-        let mut log = Log::new();
-        log.deliver(&target, 1).await;
-        refuse_poison(&target).await;
+        let mut log = poisoned(&target).await;
         let mut records = Vec::new();
         for n in 0..100 {
             let value = if n == 41 { "poison" } else { "fine" };
@@ -77,9 +83,7 @@ async fn a_refused_record_is_set_aside_with_its_key_and_blocks_nobody_else() {
 #[tokio::test]
 async fn a_flush_removes_profiles_that_are_set_aside_and_ends_nothing_else() {
     for target in Target::both().await {
-        let mut log = Log::new();
-        log.deliver(&target, 1).await;
-        refuse_poison(&target).await;
+        let mut log = poisoned(&target).await;
         let set = |at_ms, value| Write::set("user:1", at_ms, "a", value).record();
         let other = |at_ms| Write::set("user:2", at_ms, "a", "fine").record();
         log.append(&[set(1, "fine"), set(2, "poison"), other(2)]);
@@ -108,9 +112,7 @@ async fn a_flush_removes_profiles_that_are_set_aside_and_ends_nothing_else() {
 #[tokio::test]
 async fn what_an_earlier_journal_has_left_does_not_outlive_a_flush_of_a_later_one() {
     for target in Target::both().await {
-        let mut log = Log::new();
-        log.deliver(&target, 1).await;
-        refuse_poison(&target).await;
+        let mut log = poisoned(&target).await;
         log.append(&[Write::set("user:1", 1, "a", "poison").record()]);
         log.deliver(&target, 10).await;
         let mut log = Log::new();

@@ -1,7 +1,7 @@
 //! The history of PostgreSQL, in runs: which changes share a row, and that they read as changes.
 
 use super::model::{Model, Write};
-use super::refusals::{accept_poison, refuse_poison};
+use super::refusals::{accept_poison, poisoned, refuse_poison};
 use super::support::{Log, Target, user_kind};
 use crate::profile::{Entry, Expiry};
 use crate::sinks::fold::{Folded, Record};
@@ -10,7 +10,7 @@ use crate::sinks::runs::{SPAN_MAX, runs};
 use crate::sinks::{DeadLetters, Retried};
 
 /// 2026-11-30 23:59:59.999 in UTC.
-const END_OF_MONTH_MS: u64 = 1_796_083_199_999;
+pub(super) const END_OF_MONTH_MS: u64 = 1_796_083_199_999;
 
 /// The sequences of each run of changes with these sequences.
 fn grouped(writes: &[(u64, Write)]) -> Vec<Vec<u64>> {
@@ -125,9 +125,7 @@ async fn the_newest_changes_are_read_across_runs_and_batches() {
 #[tokio::test]
 async fn a_letter_that_was_applied_before_the_cursor_was_set_back_is_in_the_history_once() {
     for target in Target::both().await {
-        let mut log = Log::new();
-        log.deliver(&target, 1).await;
-        refuse_poison(&target).await;
+        let mut log = poisoned(&target).await;
         log.append(&[set("user:1").record(), Write::set("user:1", 1, "a", "poison").record()]);
         for _ in 0..2 {
             target.run("update cursors set sequence = 0").await;

@@ -242,6 +242,16 @@ impl Target {
         rows
     }
 
+    /// Waits until somebody in the database waits for a lock.
+    pub(super) async fn wait_for_a_waiter(&self) {
+        let waiting =
+            "pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+        let bound = Instant::now() + Duration::from_secs(30);
+        while self.count(waiting).await == 0 {
+            assert!(Instant::now() < bound, "nobody waits for a lock");
+        }
+    }
+
     pub(super) async fn count(&self, table: &str) -> u64 {
         let rows = self.query(&format!("select cast(count(*) as text) from {table}")).await;
         rows[0].as_u64().unwrap()

@@ -6,11 +6,11 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// One reading of the journal.
 #[derive(Debug)]
-pub struct Progress {
+pub struct LongReading {
     told: Instant,
 }
 
-impl Progress {
+impl LongReading {
     /// Begins; a reading that is over within two seconds is not told of.
     #[must_use]
     pub fn begin() -> Self {
