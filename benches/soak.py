@@ -3,9 +3,10 @@
 
 Clients read and write profiles and other keys, use pipelines and transactions, subscribe, and connect
 anew now and then, at a bounded rate. Memory and descriptors of the proxy are looked at all the while;
-the figure that counts is their growth from the end of the first third on.
+the figure that counts is their growth from the end of the first third on. Ends with an error where the
+memory has grown by more than a tenth and 5 MB, where more descriptors are open, or where a reply was one.
 
-usage: benches/soak.py [--seconds N] [--clients N] [--rate N] [--proxy BINARY] [--out FILE]
+usage: benches/soak.py [--seconds N] [--clients N] [--rate N] [--workers N,...] [--proxy BINARY] [--out FILE]
 """
 
 import argparse, datetime, os, random, shutil, socket, sys, tempfile, threading, time
@@ -94,18 +95,13 @@ def look(process):
     return resident, len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=900)
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--rate", type=int, default=1000, help="exchanges per second of all clients")
-    parser.add_argument("--proxy", default=os.path.join(compare.HERE, "../target/release/profile-proxy"))
-    parser.add_argument("--out", help="write the figures as Markdown")
-    options = parser.parse_args()
+def soak(options, workers):
+    """One soak. Returns what to say of it, and whether anything grew or went wrong."""
     folder = tempfile.mkdtemp(prefix="profile-proxy-soak-")
     servers = compare.Servers(folder)
     try:
-        proxy = compare.start_proxy(servers, os.path.abspath(options.proxy), compare.start_postgres(servers))
+        database, binary = compare.start_postgres(servers), os.path.abspath(options.proxy)
+        proxy = compare.start_proxy(servers, binary, database, workers=workers)
         clients = [Client(proxy.port, number) for number in range(options.clients)]
         until, pause = time.monotonic() + options.seconds, options.clients / options.rate
         threads = [threading.Thread(target=client.run, args=(pause, until), daemon=True) for client in clients]
@@ -121,18 +117,40 @@ def main():
         proxy.settle()
         millis = sorted(figure for client in clients for figure in client.millis)
         part = [millis[min(len(millis) - 1, int(len(millis) * share))] for share in (0.5, 0.99, 0.999)]
-        third, end = looks[len(looks) // 3], looks[-1]
-        text = (f"Soak of {datetime.date.today().isoformat()}: {options.seconds} s, {options.clients} clients, {len(millis):,} "
-                f"exchanges, {sum(client.errors for client in clients)} error replies. Memory of the proxy {third[0]:.0f} MB after "
-                f"the first third, {end[0]:.0f} MB at the end; descriptors {third[1]} and {end[1]}. An exchange took "
+        (megabytes, descriptors), end = looks[len(looks) // 3], looks[-1]
+        errors = sum(client.errors for client in clients)
+        text = (f"`workers = {workers}`, {datetime.date.today().isoformat()}: {options.seconds} s, {options.clients} clients, "
+                f"{len(millis):,} exchanges, {errors} error replies. Memory of the proxy {megabytes:.0f} MB after the first "
+                f"third, {end[0]:.0f} MB at the end; descriptors {descriptors} and {end[1]}. An exchange took "
                 f"{part[0]:.2f} ms (p50), {part[1]:.2f} ms (p99), {part[2]:.1f} ms (p99.9).\n")
-        print(text)
-        if options.out:
-            with open(options.out, "w") as file:
-                file.write(text)
+        # A client that connects anew at the moment of a look has two descriptors, or none.
+        few = options.clients // 4
+        return text, end[0] > max(megabytes * 1.1, megabytes + 5) or end[1] > descriptors + few or errors > 0
     finally:
         servers.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=900)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--rate", type=int, default=1000, help="exchanges per second of all clients")
+    parser.add_argument("--workers", default="1,3", help="as in the configuration; one soak for each")
+    parser.add_argument("--proxy", default=os.path.join(compare.HERE, "../target/release/profile-proxy"))
+    parser.add_argument("--out", help="write the figures as Markdown")
+    options = parser.parse_args()
+    texts, failed = [], False
+    for workers in options.workers.split(","):
+        text, fault = soak(options, int(workers))
+        print(text)
+        texts.append(text)
+        failed |= fault
+    if options.out:
+        with open(options.out, "w") as file:
+            file.write("# Soaks\n\n" + "\n".join(texts) + "\n`make soak` repeats them.\n")
+    if failed:
+        sys.exit("the memory or the descriptors of the proxy grew, or there were errors; see above")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 //!
 //! A profile is kept from its second read on, as Redis has told it, until it is changed, expires or
 //! has to make room. This part does no I/O and knows no clients; what has to be forgotten, and when,
-//! it is told (`dispatch/memory.rs`). While it is off it is empty.
+//! it is told (`dispatch/memory/mod.rs`). While it is off it is empty.
 //!
 //! ```text
 //! first read        a mark, nothing else
@@ -45,6 +45,17 @@ pub enum Advice {
     Measure,
     /// Ask for everything, and tell [`Cache::fetched`] under this ticket.
     Fetch(u64),
+}
+
+/// Why a profile is forgotten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drop {
+    /// It is about to be changed over the lane.
+    Changed,
+    /// That has come back.
+    Settled,
+    /// Redis says that somebody has changed it.
+    Told,
 }
 
 /// The profiles that are kept.
@@ -125,8 +136,15 @@ impl Cache {
         }
     }
 
-    /// Says what a read should do that found nothing; `whole` is one that asks for everything.
-    pub fn advise(&mut self, hash: u64, key: &[u8], whole: bool) -> Advice {
+    /// Says what a read should do that found nothing, or that may not be answered with what is known;
+    /// `whole` is one that asks for everything.
+    pub fn advise(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        whole: bool,
+        now_ms: impl FnOnce() -> u64,
+    ) -> Advice {
         let (at, fresh) = match self.table.find(hash, key) {
             Some(at) => (at, false),
             None => match self.seen.note(hash, false) {
@@ -139,7 +157,7 @@ impl Cache {
         self.table.change(at, |place| {
             match &place.known {
                 Known::Asked(_) | Known::Large => return,
-                Known::All(entry) if !entry.is_released(durable) => return,
+                Known::All(entry) if !entry.is_released(durable) || entry.lives(now_ms()) => return,
                 // It has expired, or is about to.
                 Known::All(_) => (place.known, place.wanted) = (Known::Nothing, place.read),
                 Known::Nothing => {}
@@ -194,11 +212,20 @@ impl Cache {
         });
     }
 
-    /// Forgets a profile that was changed over the lane. What was asked for and is not answered yet
-    /// will be answered behind the change.
+    /// Forgets a profile that is about to be changed. An answer that is still to come is older than
+    /// the change, so it is not believed.
+    #[inline]
+    pub fn give_way(&mut self, hash: u64, key: &[u8]) {
+        if !self.table.is_empty() {
+            self.drop_entry(hash, key, Drop::Changed);
+        }
+    }
+
+    /// Forgets a profile whose change has come back. What was asked for and is not answered yet will be
+    /// answered behind the change.
     pub fn forget(&mut self, key: &[u8]) {
         if !self.table.is_empty() {
-            self.drop_entry(key, false);
+            self.drop_entry(self.hash(key), key, Drop::Settled);
         }
     }
 
@@ -206,7 +233,7 @@ impl Cache {
     /// be older than the change, so it is not believed.
     pub fn invalidate(&mut self, key: &[u8]) {
         self.metrics.cache_invalidations.add(1);
-        self.drop_entry(key, true);
+        self.drop_entry(self.hash(key), key, Drop::Told);
     }
 
     /// Forgets everything, because Redis says that all of it was changed.
@@ -226,18 +253,17 @@ impl Cache {
         self.report();
     }
 
-    fn drop_entry(&mut self, key: &[u8], asked_too: bool) {
-        let hash = self.hash(key);
+    fn drop_entry(&mut self, hash: u64, key: &[u8], why: Drop) {
         let Some(at) = self.table.find(hash, key) else { return };
         self.table.change(at, |place| match place.known {
             Known::All(_) => {
                 place.known = Known::Nothing;
                 place.wanted = place.read;
             }
-            Known::Asked(_) if asked_too => place.known = Known::Nothing,
+            Known::Asked(_) if why != Drop::Settled => place.known = Known::Nothing,
             Known::Large => (place.known, place.small) = (Known::Nothing, false),
-            // Written again and not read meanwhile. News are of the same write, as a rule.
-            Known::Nothing if !asked_too => place.wanted = false,
+            // Changed again and not read meanwhile. What is told is of the same change, as a rule.
+            Known::Nothing if why == Drop::Changed => place.wanted = false,
             Known::Nothing | Known::Asked(_) => {}
         });
         self.report();

@@ -23,7 +23,7 @@ fn read(cache: &mut Cache, key: &str, value: &str) -> bool {
     if cache.find(hash, key.as_bytes(), || 0).is_some() {
         return true;
     }
-    if let Advice::Fetch(ticket) = cache.advise(hash, key.as_bytes(), true) {
+    if let Advice::Fetch(ticket) = cache.advise(hash, key.as_bytes(), true, || 0) {
         cache.fetched(key.as_bytes(), ticket, Ok(entry(value)));
     }
     false
@@ -31,7 +31,7 @@ fn read(cache: &mut Cache, key: &str, value: &str) -> bool {
 
 fn fetch(cache: &mut Cache, key: &str) -> Option<u64> {
     let hash = cache.hash(key.as_bytes());
-    match cache.advise(hash, key.as_bytes(), true) {
+    match cache.advise(hash, key.as_bytes(), true, || 0) {
         Advice::Fetch(ticket) => Some(ticket),
         _ => None,
     }
@@ -51,7 +51,7 @@ fn a_read_of_one_field_asks_for_the_size_before_everything_is_fetched() {
     let mut cache = cache(4 * MIB);
     let ask = |cache: &mut Cache, key: &str| {
         let hash = cache.hash(key.as_bytes());
-        cache.advise(hash, key.as_bytes(), false)
+        cache.advise(hash, key.as_bytes(), false, || 0)
     };
     assert_eq!(ask(&mut cache, "user:1"), Advice::Pass);
     assert_eq!(ask(&mut cache, "user:1"), Advice::Measure);
@@ -90,6 +90,29 @@ fn an_answer_is_believed_unless_the_profile_was_changed_at_an_unknown_moment() {
 }
 
 #[test]
+fn what_was_asked_before_a_write_is_not_believed_and_what_is_asked_behind_it_is() {
+    let mut cache = cache(4 * MIB);
+    let hash = cache.hash(b"user:1");
+    fetch(&mut cache, "user:1");
+    let before = fetch(&mut cache, "user:1").unwrap();
+    cache.give_way(hash, b"user:1");
+    let behind = fetch(&mut cache, "user:1").unwrap();
+    cache.fetched(b"user:1", before, Ok(entry("old")));
+    assert!(cache.find(hash, b"user:1", || 0).is_none());
+    cache.forget(b"user:1");
+    cache.fetched(b"user:1", behind, Ok(entry("new")));
+    assert!(cache.find(hash, b"user:1", || 0).is_some());
+}
+
+#[test]
+fn a_read_that_may_not_use_an_entry_leaves_it_to_others() {
+    let mut cache = cache(4 * MIB);
+    (0..2).for_each(|_| _ = read(&mut cache, "user:1", "v"));
+    assert_eq!(fetch(&mut cache, "user:1"), None);
+    assert!(read(&mut cache, "user:1", "v"));
+}
+
+#[test]
 fn an_answer_to_a_question_of_former_times_is_nobodys() {
     let mut cache = cache(4 * MIB);
     fetch(&mut cache, "user:1");
@@ -103,6 +126,12 @@ fn an_answer_to_a_question_of_former_times_is_nobodys() {
     assert!(cache.find(hash, b"user:1", || 0).is_some());
 }
 
+/// A write over the lane: it leaves, and comes back.
+fn write(cache: &mut Cache, key: &str) {
+    cache.give_way(cache.hash(key.as_bytes()), key.as_bytes());
+    cache.forget(key.as_bytes());
+}
+
 #[test]
 fn what_is_written_more_often_than_read_is_not_fetched() {
     let mut cache = cache(4 * MIB);
@@ -112,13 +141,13 @@ fn what_is_written_more_often_than_read_is_not_fetched() {
             cache.fetched(b"user:1", ticket, Ok(entry("v")));
             true
         }));
-        cache.forget(b"user:1");
+        write(&mut cache, "user:1");
     }
     assert!(fetched <= 2, "{fetched} times");
     // One that is read between two writes is there after one miss.
     let hits: Vec<bool> = (0..5).map(|_| read(&mut cache, "user:1", "v")).collect();
     assert_eq!(hits.iter().filter(|hit| **hit).count(), 3);
-    cache.forget(b"user:1");
+    write(&mut cache, "user:1");
     assert_eq!([1, 2].map(|_| read(&mut cache, "user:1", "v")), [false, true]);
 }
 
@@ -168,7 +197,7 @@ fn the_memory_is_bounded_whatever_is_read_written_and_forgotten() {
         let number = below(5_000);
         let key = format!("user:{number}");
         match below(20) {
-            0 => cache.forget(key.as_bytes()),
+            0 => write(&mut cache, &key),
             1 => cache.invalidate(key.as_bytes()),
             2 => _ = fetch(&mut cache, &key),
             3 if round % 1000 == 0 => cache.clear(),
@@ -185,7 +214,7 @@ fn the_memory_is_bounded_whatever_is_read_written_and_forgotten() {
 fn the_news_of_a_write_that_is_known_already_change_nothing() {
     let mut cache = cache(4 * MIB);
     (0..3).for_each(|_| _ = read(&mut cache, "user:1", "v"));
-    cache.forget(b"user:1");
+    write(&mut cache, "user:1");
     cache.invalidate(b"user:1");
     assert!(fetch(&mut cache, "user:1").is_some(), "it is fetched by the next read");
 }

@@ -287,14 +287,18 @@ impl Client {
 
     /// Counts replies that have come.
     pub(super) fn received(&self, replies: u32) {
-        self.in_flight.set(self.in_flight.get().saturating_sub(replies));
+        let in_flight = self.in_flight.get().saturating_sub(replies);
+        self.in_flight.set(in_flight);
         self.received.set(self.received.get() + u64::from(replies));
+        if in_flight == 0 {
+            self.on_lane.set(OnLane::default());
+        }
     }
 
     /// Notes profiles about which the client asks over the lane, before the replies are counted.
     pub(super) fn note_on_lane(&self, profiles: Profiles) {
         let mut on_lane = self.on_lane.get().at(self.received.get(), self.in_flight.get());
-        on_lane.latest.0 |= profiles.0;
+        on_lane.latest.add(profiles);
         self.on_lane.set(on_lane);
     }
 
@@ -305,7 +309,7 @@ impl Client {
         }
         let on_lane = self.on_lane.get().at(self.received.get(), self.in_flight.get());
         self.on_lane.set(on_lane);
-        (on_lane.latest.0 | on_lane.former.0) & profiles.0 != 0
+        on_lane.latest.has_any(profiles) || on_lane.former.has_any(profiles)
     }
 
     /// Appends replies to what is to be written, unless the client is gone or wants none.

@@ -2,15 +2,26 @@
 
 /// Some profiles, by seven bits of the hash of each; it may seem to have others as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::dispatch) struct Profiles(pub(super) u128);
+pub(in crate::dispatch) struct Profiles(u128);
 
 impl Profiles {
     /// Every profile.
     pub(in crate::dispatch) const ALL: Self = Self(u128::MAX);
 
     /// The one with this hash.
+    #[inline]
     pub(in crate::dispatch) fn one(hash: u64) -> Self {
         Self(1 << (hash >> 57))
+    }
+
+    #[inline]
+    pub(in crate::dispatch) fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    #[inline]
+    pub(in crate::dispatch) fn has_any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
     }
 }
 

@@ -1,9 +1,9 @@
 //! Reads of profiles from memory, and what keeps the memory true.
 //!
 //! ```text
-//! a write over the lane        forgotten when its reply is read, before any client is answered:
-//!                              what is remembered was read behind all that is acknowledged
-//! a block on a private link    the same, when the lane has looked at what it has done
+//! a write over the lane        forgotten when it is put there, since others may hear of what it does
+//!                              before its reply is read; from then on it is fetched behind the write
+//! a block on a private link    forgotten when it is made, and not fetched before EXEC is answered
 //! a check after an epoch       forgotten before anybody who waits for the profile goes on
 //! anything past the proxy      Redis says so (`tracking.rs`), a moment later
 //! another link, a flush        everything is forgotten
@@ -34,7 +34,7 @@ use crate::{
     command::{Keys, ProfileRead, Spec},
     journal::Sequence,
     profile::Entry as Record,
-    resp::{Request, framed, integer, push_command, reply_at},
+    resp::{Protocol, Request, framed, integer, push_command, reply_at},
     upstream::{Lane, LinkState, Server},
 };
 
@@ -53,6 +53,8 @@ pub struct Memory {
     pub(super) linked: Notify,
     /// Flushes of clients whose invalidation has not come yet.
     flushes: Cell<u64>,
+    /// What is written by requests that wait to be sent, by protocol: those of the other one may pass.
+    unsent: Cell<[Profiles; 2]>,
 }
 
 impl Memory {
@@ -68,6 +70,7 @@ impl Memory {
             links: Cell::new(0),
             linked: Notify::new(),
             flushes: Cell::new(0),
+            unsent: Cell::default(),
         })
     }
 
@@ -105,6 +108,38 @@ impl Memory {
         }
         self.run_id.replace((!by_use).then(|| server.run_id.clone()));
         self.linked.notify_one();
+    }
+
+    /// Forgets a profile that is about to be written.
+    #[inline]
+    pub(super) fn give_way(&self, hash: u64, key: &[u8], protocol: Protocol) {
+        self.note_unsent(Profiles::one(hash), protocol);
+        self.cache.borrow_mut().give_way(hash, key);
+    }
+
+    /// Forgets everything, because all profiles are about to be removed.
+    pub(super) fn give_way_all(&self, protocol: Protocol) {
+        self.note_unsent(Profiles::ALL, protocol);
+        self.clear();
+    }
+
+    #[inline]
+    fn note_unsent(&self, profiles: Profiles, protocol: Protocol) {
+        let mut unsent = self.unsent.get();
+        unsent[usize::from(protocol == Protocol::Resp3)].add(profiles);
+        self.unsent.set(unsent);
+    }
+
+    /// Takes note that the requests of a protocol have left.
+    pub(super) fn sent(&self, protocol: Protocol) {
+        let mut unsent = self.unsent.get();
+        unsent[usize::from(protocol == Protocol::Resp3)] = Profiles::default();
+        self.unsent.set(unsent);
+    }
+
+    /// Tells whether a request may pass a write to one of these profiles.
+    fn may_pass(&self, profiles: Profiles, protocol: Protocol) -> bool {
+        self.unsent.get()[usize::from(protocol != Protocol::Resp3)].has_any(profiles)
     }
 
     /// Forgets a profile.
@@ -166,8 +201,14 @@ impl Proxy {
         }
         if self.schema.kind_of(key).is_some() {
             self.metrics.cache_misses.add(1);
-            client.note_on_lane(Profiles::one(hash));
-            let advice = cache.advise(hash, key, read == ProfileRead::All);
+            let profile = Profiles::one(hash);
+            client.note_on_lane(profile);
+            let early = memory.may_pass(profile, client.protocol.get())
+                || self.hydration.iter().any(|hydration| hydration.blocks.write(profile));
+            let advice = match early {
+                true => Advice::Pass,
+                false => cache.advise(hash, key, read == ProfileRead::All, || memory.batch_ms()),
+            };
             if advice != Advice::Pass {
                 fetch(lane, client, read, request, advice, memory.now_ms());
                 return Ok(());

@@ -272,6 +272,7 @@ impl Receiver for Outcome {
     type Slot = Slot;
 
     fn may_send(&mut self, batch: &Batch<Slot>) -> bool {
+        self.memory.iter().for_each(|memory| memory.sent(batch.protocol));
         let mut ledger = self.ledger.borrow_mut();
         ledger.commit_intents().is_ok()
             && !ledger.has_lost(batch.slots.iter().filter_map(Slot::ticket))

@@ -13,13 +13,14 @@
 //! A link that is lost before EXEC is answered is ended at Redis by its id, and its profiles are
 //! read back behind that. Should the proxy die, the next lane ends it by its name.
 
-use std::{cell::Cell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use tokio::sync::Notify;
 
 use super::{Effect, Errand};
 use crate::dispatch::{
     Client, CommandError, JournalTrouble, Outcome, Proxy, Slot, Upstream,
+    client::Profiles,
     outcome::capture::{Verdict, answer_of},
     outcome::explained,
     outcome::recovery,
@@ -41,17 +42,23 @@ pub struct Block {
     _open: Option<OpenBlock>,
 }
 
-/// Counts the blocks that write profiles and whose EXEC has not been answered.
+/// The blocks that write profiles and whose EXEC has not been answered.
 #[derive(Debug, Default)]
 pub(in crate::dispatch) struct OpenBlocks {
-    count: Cell<usize>,
+    /// What each writes.
+    open: RefCell<Vec<Profiles>>,
     none: Notify,
 }
 
 impl OpenBlocks {
     /// Tells whether there is none.
     pub(in crate::dispatch) fn is_empty(&self) -> bool {
-        self.count.get() == 0
+        self.open.borrow().is_empty()
+    }
+
+    /// Tells whether one of them may write one of these profiles.
+    pub(in crate::dispatch) fn write(&self, profiles: Profiles) -> bool {
+        self.open.borrow().iter().any(|open| open.has_any(profiles))
     }
 
     /// Waits until there is none.
@@ -62,22 +69,28 @@ impl OpenBlocks {
     }
 }
 
-/// One share of the count.
+/// One of them.
 #[derive(Debug)]
-struct OpenBlock(Rc<OpenBlocks>);
+struct OpenBlock {
+    blocks: Rc<OpenBlocks>,
+    writes: Profiles,
+}
 
 impl OpenBlock {
-    fn enter(blocks: &Rc<OpenBlocks>) -> Self {
-        blocks.count.set(blocks.count.get() + 1);
-        Self(Rc::clone(blocks))
+    fn enter(blocks: &Rc<OpenBlocks>, writes: Profiles) -> Self {
+        blocks.open.borrow_mut().push(writes);
+        Self { blocks: Rc::clone(blocks), writes }
     }
 }
 
 impl Drop for OpenBlock {
     fn drop(&mut self) {
-        self.0.count.set(self.0.count.get().saturating_sub(1));
-        if self.0.is_empty() {
-            self.0.none.notify_waiters();
+        let mut open = self.blocks.open.borrow_mut();
+        if let Some(at) = open.iter().position(|writes| *writes == self.writes) {
+            open.swap_remove(at);
+        }
+        if open.is_empty() {
+            self.blocks.none.notify_waiters();
         }
     }
 }
@@ -133,15 +146,27 @@ impl Proxy {
             protocol: client.protocol.get(),
         };
         let parts = self.encode_queue(client, queue, &mut batch, true);
-        let writes = parts.iter().any(|part| matches!(part, Part::Write(_)));
-        let open = writes.then(|| OpenBlock::enter(&self.outcome.borrow().blocks));
-        let block = Block { parts, notes: batch.notes, _open: open };
+        let mut block = Block { parts, notes: batch.notes, _open: None };
+        if block.writes().next().is_some() {
+            let blocks = &self.outcome.borrow().blocks;
+            block._open = Some(OpenBlock::enter(blocks, self.written_by(&block)));
+        }
         if self.ledger.borrow_mut().commit_intents().is_err() {
             self.outcome.borrow_mut().lose_block(&block, Failure::NotSent);
             return Err(CommandError::Journal(JournalTrouble::Poisoned));
         }
         let (effect, rewritten) = (Effect::Executes, Some(batch.bytes));
         Ok(Errand { effect, rewritten, block: Some(block) })
+    }
+
+    /// The profiles that a block writes, for those who would read them from memory.
+    fn written_by(&self, block: &Block) -> Profiles {
+        let mut written = Profiles::default();
+        if let Some(memory) = &self.memory {
+            let keys = block.tickets().filter_map(|(_, note)| Entry::decode_key(note));
+            keys.for_each(|key| written.add(Profiles::one(memory.cache.borrow().hash(key))));
+        }
+        written
     }
 
     /// Takes the reply to EXEC, and the first error that was said to a command before it. The client

@@ -68,7 +68,10 @@ impl Proxy {
         batch: &mut Batch<Slot>,
     ) -> WriteSlot {
         batch.bytes.extend_from_slice(request.bytes());
-        self.memory.iter().for_each(|memory| memory.count_flush(true));
+        if let Some(memory) = &self.memory {
+            memory.count_flush(true);
+            memory.give_way_all(batch.protocol);
+        }
         client.note_on_lane(Profiles::ALL);
         let ticket = self.ledger.borrow_mut().intend(&[]);
         self.note_flush(client, spec, ticket, &mut batch.notes)

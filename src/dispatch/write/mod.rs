@@ -24,7 +24,7 @@ use std::{collections::HashSet, rc::Rc};
 
 use self::{check::Guard, retention::Due};
 use super::{
-    Client, CommandError, Proxy, Slot, Upstream,
+    Client, CommandError, Memory, Proxy, Slot, Upstream,
     client::Profiles,
     now_ms,
     slot::{Capture, WriteSlot, push_note},
@@ -32,7 +32,7 @@ use super::{
 use crate::{
     command::{ProfileWrite, Route, Spec},
     profile::ChangeBuilder,
-    resp::{Request, push_command},
+    resp::{Protocol, Request, push_command},
     schema::{Bounds, FloatBounds, Kind},
     upstream::{Batch, Lane, LinkState},
 };
@@ -61,6 +61,18 @@ impl Plan<'_> {
     /// Tells whether the reply waits for the database.
     fn is_awaited(&self) -> bool {
         self.kind.awaits_database() || self.profiles.iter().any(|(_, kind)| kind.awaits_database())
+    }
+
+    /// Has its profiles forgotten: it is put on its way.
+    #[inline]
+    fn give_way(&self, memory: &Memory, protocol: Protocol) {
+        if self.profiles.is_empty() {
+            return memory.give_way(self.hash, self.key, protocol);
+        }
+        for (key, _) in &self.profiles {
+            let hash = memory.cache.borrow().hash(key);
+            memory.give_way(hash, key, protocol);
+        }
     }
 
     /// The same write over a private link.
@@ -207,6 +219,9 @@ impl Proxy {
     ) -> WriteSlot {
         let start = batch.notes.len();
         let (ticket, changes) = self.note(client, plan, &mut batch.notes, true);
+        if let Some(memory) = &self.memory {
+            plan.give_way(memory, batch.protocol);
+        }
         let out = &mut batch.bytes;
         let answer = match plan.capture {
             Capture::Deleted => push_exists(plan, out),

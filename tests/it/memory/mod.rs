@@ -176,6 +176,23 @@ fn a_pipeline_keeps_its_order_and_reads_its_own_writes() {
     assert!(metric(&proxy, "hits_total") - before >= 12.0, "hardly anything was from memory");
 }
 
+/// A connection of a pool has written the profile long ago; its pipelines begin with something else.
+#[test]
+fn a_pipeline_that_begins_with_a_forwarded_command_is_answered_from_memory_too() {
+    let (_redis, proxy) = start();
+    let (mut writer, mut other) = (proxy.client(), proxy.client());
+    writer.command(&["HSET", "user:1", "a", "1"]);
+    remember(&mut other, "user:1");
+    let (hits, misses) = (metric(&proxy, "hits_total"), metric(&proxy, "misses_total"));
+    for _ in 0..100 {
+        writer.send("GET session\r\nHGET user:1 a\r\n");
+        assert_bytes("GET", &writer.reply_bytes(), b"$-1\r\n");
+        assert_bytes("HGET", &writer.reply_bytes(), b"$1\r\n1\r\n");
+    }
+    assert_eq!(metric(&proxy, "hits_total") - hits, 100.0);
+    assert_eq!(metric(&proxy, "misses_total") - misses, 0.0);
+}
+
 #[test]
 fn what_is_done_past_the_proxy_is_seen_soon() {
     let (redis, proxy) = start();

@@ -16,7 +16,7 @@ struct Scripted {
     client: Client,
     lane: FakeLink,
     news: FakeLink,
-    _upstream: FakeUpstream,
+    upstream: FakeUpstream,
 }
 
 const FIELDS: &str = "*2\r\n$1\r\nn\r\n$1\r\n1\r\n";
@@ -50,7 +50,7 @@ impl Scripted {
         });
         wait_until_on(&proxy, true);
         let client = proxy.client();
-        Scripted { _upstream: upstream, lane, news, proxy, client }
+        Scripted { upstream, lane, news, proxy, client }
     }
 
     /// Sends a command, split at spaces; Redis is asked these things and says that.
@@ -104,8 +104,12 @@ fn each_write_over_the_lane_is_noticed_there() {
     for (line, asked, said) in writes {
         let mut scripted = Scripted::start();
         scripted.remember();
-        scripted.exchange(line, asked, said);
+        // From when Redis has the write on, others may hear of what it does.
+        scripted.client.send(encode(&line.split(' ').collect::<Vec<_>>()));
+        asked.iter().for_each(|line| scripted.lane.expect(line));
         assert!(metric(&scripted.proxy, "entries") < 0.5, "{line}: it is still in memory");
+        scripted.lane.reply(said);
+        scripted.client.reply();
         let fetched = format!(":1\r\n+OK\r\n{FIELDS}:-1\r\n");
         let (behind, said): (&[&str], _) = match line {
             "FLUSHALL" => (&["MEMORY USAGE user:1"], ":0\r\n$-1\r\n"),
@@ -142,4 +146,48 @@ fn an_answer_that_crosses_the_news_of_a_change_is_not_kept() {
         scripted.client.reply();
         assert!(metric(&scripted.proxy, "entries") < 0.5, "an old profile is kept");
     }
+}
+
+/// What was asked of Redis in front of a write is not kept, though the write has not come back.
+#[test]
+fn an_answer_from_in_front_of_a_write_is_not_kept() {
+    let mut scripted = Scripted::start();
+    scripted.exchange("HGETALL user:1", &["HGETALL user:1"], FIELDS);
+    scripted
+        .client
+        .send([encode(&["HGETALL", "user:1"]), encode(&["HSET", "user:1", "n", "2"])].concat());
+    ["CLIENT CACHING YES", "HGETALL user:1", "PTTL user:1", "HSET user:1 n 2"]
+        .iter()
+        .for_each(|line| scripted.lane.expect(line));
+    scripted.lane.reply(format!("+OK\r\n{FIELDS}:-1\r\n"));
+    scripted.client.reply();
+    assert!(metric(&scripted.proxy, "entries") < 0.5, "what was before the write is kept");
+}
+
+/// When EXEC is run over a private link nobody knows, so until it is answered nothing is fetched
+/// that it may change.
+#[test]
+fn what_a_block_on_a_private_link_writes_is_not_fetched_before_exec_is_answered() {
+    let mut scripted = Scripted::start();
+    scripted.remember();
+    let mut watcher = scripted.proxy.client();
+    watcher.send(encode(&["WATCH", "user:1"]));
+    let mut link = scripted.upstream.accept_private(9);
+    assert!(link.request_line().starts_with("CLIENT SETNAME profile-proxy:"));
+    link.expect("WATCH user:1");
+    link.reply("+OK\r\n+OK\r\n");
+    watcher.reply();
+    watcher.assert_reply("MULTI", "+OK\r\n");
+    watcher.assert_reply("HSET user:1 n 2", "+QUEUED\r\n");
+    watcher.send(encode(&["EXEC"]));
+    ["MULTI", "HSET user:1 n 2", "EXEC"].iter().for_each(|line| link.expect(line));
+    assert!(metric(&scripted.proxy, "entries") < 0.5, "it is still in memory");
+    for _ in 0..4 {
+        scripted.exchange("HGETALL user:1", &["HGETALL user:1"], FIELDS);
+    }
+    link.reply("+OK\r\n+QUEUED\r\n*1\r\n:0\r\n");
+    ["HGETALL user:1", "PEXPIRETIME user:1"].iter().for_each(|line| scripted.lane.expect(line));
+    scripted.lane.reply("*2\r\n$1\r\nn\r\n$1\r\n2\r\n:-1\r\n");
+    assert_eq!(watcher.reply().items().len(), 1);
+    scripted.remember();
 }

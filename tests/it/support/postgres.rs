@@ -1,7 +1,8 @@
 //! A real PostgreSQL on a free loopback port, in a folder of its own.
 //!
 //! `initdb` takes seconds, so its result is kept in cargo's folder for test files, one per server
-//! version, and copied for each server. PostgreSQL refuses to run as root: then it runs as the user
+//! version, and copied for each server. A thousand new files take some file systems longer than all
+//! the rest of a test, so a server that need not wait for the disk has them in memory where there is room. PostgreSQL refuses to run as root: then it runs as the user
 //! `postgres`, or `nobody` where that does not exist.
 
 use std::fs::{self, File};
@@ -18,6 +19,8 @@ use super::process::{Process, START_ATTEMPTS_MAX, free_port};
 use super::{program, wait_until};
 
 const START_BOUND: Duration = Duration::from_secs(30);
+/// Far more than the servers of all tests that run at once have ever needed.
+const MEMORY_KB_MIN: u64 = 4 << 20;
 
 /// Whether the server waits for the disk. Without, a killed server still loses nothing, because the
 /// operating system lives on; only the loss of power would be unsafe.
@@ -47,7 +50,13 @@ impl Postgres {
     pub(crate) fn with_fsync(fsync: Fsync) -> Postgres {
         let template = template();
         let owner = Owner::of_servers();
-        let mut folder = tempfile::Builder::new().prefix("pg-").tempdir().expect("a temp folder");
+        let mut folder = tempfile::Builder::new();
+        let folder = folder.prefix("pg-");
+        let mut folder = match memory_folder().filter(|_| fsync == Fsync::Off) {
+            Some(memory) => folder.tempdir_in(memory),
+            None => folder.tempdir(),
+        }
+        .expect("a temp folder");
         // The server insists on its owner and modes; a copied target folder has lost the owner.
         run(Command::new("cp").arg("-a").arg(&template).arg(folder.path().join("data")));
         owner.take(folder.path());
@@ -167,6 +176,8 @@ fn spawn(port: u16, fsync: Fsync, folder: &Path) -> Process {
         "timezone=UTC",
         "shared_buffers=64MB",
         "max_connections=40",
+        // Within the folder, so that a killed server leaves nothing behind elsewhere.
+        "dynamic_shared_memory_type=mmap",
     ];
     if fsync == Fsync::Off {
         settings.extend(["fsync=off", "full_page_writes=off"]);
@@ -178,6 +189,15 @@ fn spawn(port: u16, fsync: Fsync, folder: &Path) -> Process {
     command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::from(log));
     // SIGQUIT is the immediate stop that still releases the shared memory.
     Process::spawn(&mut command, "QUIT").expect("postgres starts")
+}
+
+/// A folder in memory, where there is one with room for all servers that run at once.
+fn memory_folder() -> Option<&'static Path> {
+    let folder = Path::new("/dev/shm");
+    let room = Command::new("df").args(["-Pk", "/dev/shm"]).stderr(Stdio::null()).output().ok()?;
+    let room = String::from_utf8_lossy(&room.stdout).into_owned();
+    let kilobytes: u64 = room.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
+    (folder.is_dir() && kilobytes >= MEMORY_KB_MIN).then_some(folder)
 }
 
 /// The folder with a freshly made cluster, made once per server version.
