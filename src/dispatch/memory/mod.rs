@@ -100,6 +100,7 @@ impl Memory {
     pub(super) fn link_up(&self, server: &Server) {
         self.cache.borrow_mut().turn_off();
         self.flushes.set(0);
+        self.unsent.take();
         self.links.set(self.links.get() + 1);
         let policy = server.eviction.as_deref().unwrap_or_default();
         let by_use = policy.ends_with("lru") || policy.ends_with("lfu");
@@ -110,10 +111,12 @@ impl Memory {
         self.linked.notify_one();
     }
 
-    /// Forgets a profile that is about to be written.
+    /// Forgets a profile that is about to be written, over the lane in this protocol or elsewhere.
     #[inline]
-    pub(super) fn give_way(&self, hash: u64, key: &[u8], protocol: Protocol) {
-        self.note_unsent(Profiles::one(hash), protocol);
+    pub(super) fn give_way(&self, hash: u64, key: &[u8], lane: Option<Protocol>) {
+        if let Some(protocol) = lane {
+            self.note_unsent(Profiles::one(hash), protocol);
+        }
         self.cache.borrow_mut().give_way(hash, key);
     }
 
@@ -341,5 +344,31 @@ impl Outcome {
                 cache.forget(key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Redis answers in one protocol at a time, so what waits in one may leave before the other.
+    #[test]
+    fn nothing_is_fetched_that_could_pass_a_write_of_the_other_protocol() {
+        let metrics = std::sync::Arc::new(Metrics::new(Vec::new(), &[]));
+        let memory = Memory::new(Cache::new(1 << 20, metrics), false);
+        let (one, other) = (1 << 60, 1 << 61);
+        memory.give_way(one, b"user:1", Some(Protocol::Resp2));
+        memory.give_way(other, b"user:2", None);
+        let passes = |hash, protocol| memory.may_pass(Profiles::one(hash), protocol);
+        assert!(passes(one, Protocol::Resp3));
+        assert!(!passes(one, Protocol::Resp2), "they leave in their order");
+        assert!(!passes(other, Protocol::Resp3), "it is not on the lane");
+        memory.sent(Protocol::Resp3);
+        assert!(passes(one, Protocol::Resp3));
+        memory.sent(Protocol::Resp2);
+        assert!(!passes(one, Protocol::Resp3), "it has left");
+        memory.give_way_all(Protocol::Resp3);
+        assert!(passes(other, Protocol::Resp2) && passes(one, Protocol::Resp2));
     }
 }

@@ -66,12 +66,13 @@ impl Plan<'_> {
     /// Has its profiles forgotten: it is put on its way.
     #[inline]
     fn give_way(&self, memory: &Memory, protocol: Protocol) {
+        let lane = (!self.apart).then_some(protocol);
         if self.profiles.is_empty() {
-            return memory.give_way(self.hash, self.key, protocol);
+            return memory.give_way(self.hash, self.key, lane);
         }
         for (key, _) in &self.profiles {
             let hash = memory.cache.borrow().hash(key);
-            memory.give_way(hash, key, protocol);
+            memory.give_way(hash, key, lane);
         }
     }
 
