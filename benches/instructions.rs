@@ -4,7 +4,12 @@
 //! `cargo bench --bench instructions` compares, `-- --write` writes the file anew. A workload runs
 //! so often and then more often; the difference leaves out what the start costs.
 
+#[path = "workloads/carried.rs"]
+mod carried;
 mod workloads;
+
+use carried::CARRIED;
+use workloads::Maker;
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, process::Command};
 
@@ -24,8 +29,7 @@ fn main() {
     {
         return run(name, times.parse().expect("a number"));
     }
-    let counted: BTreeMap<&str, f64> =
-        workloads::ALL.iter().map(|(name, _)| (*name, per_command(name))).collect();
+    let counted: BTreeMap<&str, f64> = all().map(|(name, _)| (name, per_command(name))).collect();
     if arguments.iter().any(|argument| argument == "--write") {
         let mut text = HEAD.to_owned();
         for (name, count) in &counted {
@@ -54,9 +58,13 @@ fn main() {
     }
 }
 
+/// The parts, and the whole.
+fn all() -> impl Iterator<Item = (&'static str, Maker)> {
+    workloads::PARTS.into_iter().chain(CARRIED)
+}
+
 fn run(name: &str, times: u64) {
-    let (_, workload) =
-        workloads::ALL.into_iter().find(|(known, _)| *known == name).expect("a workload");
+    let (_, workload) = all().find(|(known, _)| *known == name).expect("a workload");
     let mut once = workload();
     (0..times).for_each(|_| once());
 }

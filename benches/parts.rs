@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 fn parts(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sixteen commands");
     group.throughput(Throughput::Elements(workloads::COMMANDS as u64));
-    for (name, workload) in workloads::ALL {
+    for (name, workload) in workloads::PARTS {
         let mut run = workload();
         group.bench_function(name, |bencher| bencher.iter(&mut run));
     }

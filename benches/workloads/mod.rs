@@ -1,7 +1,7 @@
 //! Fixed pieces of work on the path of a command, for the clock and for counting instructions.
 //!
 //! Each call of a workload does the same work again on warm parts: sixteen commands, as one
-//! pipeline of redis-benchmark has them. Nothing here talks to a network.
+//! pipeline of redis-benchmark has them. The parts talk to no network; `carried.rs` has the whole.
 
 use profile_proxy::{
     auth::Auth,
@@ -25,8 +25,8 @@ pub(crate) type Workload = Box<dyn FnMut()>;
 /// Makes the parts of a workload and warms them.
 pub(crate) type Maker = fn() -> Workload;
 
-/// Every workload by its name; each is made when it is asked for.
-pub(crate) const ALL: [(&str, Maker); 6] = [
+/// Every part by its name; each is made when it is asked for.
+pub(crate) const PARTS: [(&str, Maker); 6] = [
     ("scan_requests", scan_requests),
     ("frame_replies", frame_replies),
     ("check_schema", check_schema),
@@ -41,11 +41,11 @@ fn shipped() -> Config {
     config::load(&overrides, |_| None).expect("the shipped configuration has no faults")
 }
 
-fn key(number: usize) -> Vec<u8> {
+pub(crate) fn key(number: usize) -> Vec<u8> {
     format!("user:{number:012}").into_bytes()
 }
 
-fn pipeline(command: impl Fn(usize) -> Vec<Vec<u8>>) -> Vec<u8> {
+pub(crate) fn pipeline(command: impl Fn(usize) -> Vec<Vec<u8>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for number in 0..COMMANDS {
         push_command(&mut bytes, &command(number), |_, _| ());
