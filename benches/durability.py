@@ -212,7 +212,8 @@ def sink(servers, binary, postgres, changes, rounds):
             "The raw SQL is what the proxy says to PostgreSQL for these very changes, recorded and said again to a copy of the "
             "database as it was before: the same statements, rows and transactions over one connection, laid out before the "
             "clock starts, each transaction sent at once. *History alone* leaves out what it says about the state of the "
-            f"profiles. Ten hot profiles take {rates[1] / rates[0]:.1f} times as many changes a second as different ones: what "
+            "profiles. The ratio is the median of each round's, so it is not that of the medians. "
+            f"Ten hot profiles take {rates[1] / rates[0]:.1f} times as many changes a second as different ones: what "
             "arrives together of one profile is one row, in the state and in the history. Keys are drawn at random: of those "
             "that are all different, 37% are new to the database.", ""]
 
