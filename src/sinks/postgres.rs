@@ -29,6 +29,8 @@ pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a statement that makes a table part waits for those who read the table.
 const PARTITION_PAUSE_MS: u64 = 60_000;
+/// How often it waits for them before that, a quarter of a second each time.
+const PARTITION_ATTEMPTS_MAX: u32 = 4;
 
 /// A PostgreSQL database; cheap to clone, connects when it is first used.
 #[derive(Debug, Clone)]
@@ -276,9 +278,7 @@ impl Writer {
         for month in missing {
             // A clock that is far off must not litter the table with parts.
             if (month.number() - Month::of(now).number()).abs() <= 24 {
-                let statement = sql::create_partition(month);
-                let query = sqlx::raw_sql(AssertSqlSafe(statement));
-                match query.execute(self.connection().await?).await.map_err(SinkError::from) {
+                match self.make_partition(month).await {
                     Err(error) if error.class() == FailureClass::Connection => return Err(error),
                     Err(error) => {
                         self.partitions_from_ms = now + PARTITION_PAUSE_MS;
@@ -293,6 +293,22 @@ impl Writer {
             self.months.insert(month);
         }
         Ok(())
+    }
+
+    /// Makes one. Readers that are in the way are given several chances: what the default partition has
+    /// taken of a month keeps the month from getting its own.
+    async fn make_partition(&mut self, month: Month) -> Result<(), SinkError> {
+        let mut result = Ok(());
+        for _ in 0..PARTITION_ATTEMPTS_MAX {
+            let query = sqlx::raw_sql(AssertSqlSafe(sql::create_partition(month)));
+            let made = query.execute(self.connection().await?).await;
+            result = made.map(|_| ()).map_err(SinkError::from);
+            match &result {
+                Err(error) if error.class() == FailureClass::Contention => {}
+                _ => break,
+            }
+        }
+        result
     }
 }
 

@@ -126,14 +126,16 @@ impl Memory {
         self.clear();
     }
 
+    /// Notes what a request writes that is put on the lane in this protocol.
     #[inline]
-    fn note_unsent(&self, profiles: Profiles, protocol: Protocol) {
+    pub(super) fn note_unsent(&self, profiles: Profiles, protocol: Protocol) {
         let mut unsent = self.unsent.get();
         unsent[usize::from(protocol == Protocol::Resp3)].add(profiles);
         self.unsent.set(unsent);
     }
 
-    /// Takes note that the requests of a protocol have left.
+    /// Takes note that requests of a protocol leave. Should more of it wait, that leaves next: the lane
+    /// goes on in the protocol in which it speaks.
     pub(super) fn sent(&self, protocol: Protocol) {
         let mut unsent = self.unsent.get();
         unsent[usize::from(protocol == Protocol::Resp3)] = Profiles::default();

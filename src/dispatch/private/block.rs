@@ -233,6 +233,10 @@ impl Proxy {
         if block.tickets().next().is_none() || lane.state() != LinkState::Up {
             return;
         }
+        // Until its link is ended it may still be run, so nothing may be fetched in front of that.
+        if let Some(memory) = &self.memory {
+            memory.note_unsent(self.written_by(block), Protocol::Resp2);
+        }
         lane.submit(Protocol::Resp2, |batch| {
             if link_id != 0 {
                 let id = link_id.to_string();

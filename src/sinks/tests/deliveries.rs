@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
 use super::model::{Model, Write};
@@ -54,6 +55,27 @@ async fn the_journal_lets_go_of_what_is_delivered_also_when_nothing_follows() {
     assert!(log.journal.bytes() < 3 << 20, "{} bytes are still kept", log.journal.bytes());
     cancel.cancel();
     running.await.unwrap().unwrap();
+}
+
+/// What the default partition has taken of a month keeps the month from getting its own.
+#[tokio::test]
+async fn a_month_gets_its_partition_though_somebody_reads_the_history() {
+    let target = Target::postgres().await;
+    let mut log = Log::new();
+    log.deliver(&target, 1).await;
+    log.append(&[Write::set("user:1", crate::sinks::now_ms(), "a", "1").record()]);
+    let mut reader = PgConnection::connect(&target.url).await.unwrap();
+    let read = "set search_path to profile_proxy; begin; select from history_runs";
+    sqlx::raw_sql(read).execute(&mut reader).await.unwrap();
+    let mut delivery = log.delivery(&target, batches_of(10));
+    let delivering = tokio::spawn(async move { delivery.drain().await });
+    target.wait_for_a_waiter().await;
+    // Longer than one attempt waits.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    sqlx::raw_sql("commit").execute(&mut reader).await.unwrap();
+    delivering.await.unwrap().unwrap();
+    assert_eq!(target.count("history_runs").await, 1);
+    assert_eq!(target.count("history_runs_default").await, 0, "the default partition took it");
 }
 
 #[tokio::test]
