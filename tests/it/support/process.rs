@@ -58,6 +58,20 @@ impl Process {
             .status()
             .expect("sh runs");
         assert!(sent.success(), "SIG{name} could not be sent to process {}", self.id());
+        // On a busy machine a process runs on for a moment behind the signal that stops it.
+        let bound = Instant::now() + Duration::from_secs(10);
+        while name == "STOP" && !self.is_stopped() && Instant::now() < bound {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Tells whether no thread of the process runs.
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id()));
+        threads.into_iter().flatten().flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['T', 'Z', 'X']))
+        })
     }
 
     /// The exit status, when the child has ended.
