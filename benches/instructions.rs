@@ -6,6 +6,8 @@
 
 #[path = "workloads/carried.rs"]
 mod carried;
+#[path = "../tests/in_process/mod.rs"]
+mod in_process;
 mod workloads;
 
 use carried::CARRIED;

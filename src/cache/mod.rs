@@ -49,7 +49,7 @@ pub enum Advice {
 
 /// Why a profile is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Drop {
+enum Cause {
     /// It is about to be changed over the lane.
     Changed,
     /// That has come back.
@@ -217,7 +217,7 @@ impl Cache {
     #[inline]
     pub fn give_way(&mut self, hash: u64, key: &[u8]) {
         if !self.table.is_empty() {
-            self.drop_entry(hash, key, Drop::Changed);
+            self.drop_entry(hash, key, Cause::Changed);
         }
     }
 
@@ -225,7 +225,7 @@ impl Cache {
     /// answered behind the change.
     pub fn forget(&mut self, key: &[u8]) {
         if !self.table.is_empty() {
-            self.drop_entry(self.hash(key), key, Drop::Settled);
+            self.drop_entry(self.hash(key), key, Cause::Settled);
         }
     }
 
@@ -233,7 +233,7 @@ impl Cache {
     /// be older than the change, so it is not believed.
     pub fn invalidate(&mut self, key: &[u8]) {
         self.metrics.cache_invalidations.add(1);
-        self.drop_entry(self.hash(key), key, Drop::Told);
+        self.drop_entry(self.hash(key), key, Cause::Told);
     }
 
     /// Forgets everything, because Redis says that all of it was changed.
@@ -253,17 +253,17 @@ impl Cache {
         self.report();
     }
 
-    fn drop_entry(&mut self, hash: u64, key: &[u8], why: Drop) {
+    fn drop_entry(&mut self, hash: u64, key: &[u8], cause: Cause) {
         let Some(at) = self.table.find(hash, key) else { return };
         self.table.change(at, |place| match place.known {
             Known::All(_) => {
                 place.known = Known::Nothing;
                 place.wanted = place.read;
             }
-            Known::Asked(_) if why != Drop::Settled => place.known = Known::Nothing,
+            Known::Asked(_) if cause != Cause::Settled => place.known = Known::Nothing,
             Known::Large => (place.known, place.small) = (Known::Nothing, false),
             // Changed again and not read meanwhile. What is told is of the same change, as a rule.
-            Known::Nothing if why == Drop::Changed => place.wanted = false,
+            Known::Nothing if cause == Cause::Changed => place.wanted = false,
             Known::Nothing | Known::Asked(_) => {}
         });
         self.report();

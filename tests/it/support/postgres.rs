@@ -2,8 +2,9 @@
 //!
 //! `initdb` takes seconds, so its result is kept in cargo's folder for test files, one per server
 //! version, and copied for each server. A thousand new files take some file systems longer than all
-//! the rest of a test, so a server that need not wait for the disk has them in memory where there is room. PostgreSQL refuses to run as root: then it runs as the user
-//! `postgres`, or `nobody` where that does not exist.
+//! the rest of a test, so a server that need not wait for the disk has them in memory where there is
+//! room. PostgreSQL refuses to run as root: then it runs as the user `postgres`, or `nobody` where
+//! that does not exist.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
