@@ -17,6 +17,10 @@ use crate::{dispatch::Client, resp};
 /// How often clients are looked at, which is also the step of the clock by which they are idle.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
+/// After so long without a request a client's buffer for replies is given back: connections are many,
+/// and most of a pool rests.
+const SHED_AFTER_SECONDS: u64 = 2;
+
 /// The bounds on clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -93,6 +97,9 @@ pub(super) async fn sweep(shared: Rc<Shared>) {
             // Its task may take a while to notice.
             if client.is_closed() {
                 return;
+            }
+            if client.idle_seconds() >= SHED_AFTER_SECONDS {
+                client.shed();
             }
             let (limit, (_, backlog)) = (shared.limits.output(client), client.backlog());
             let mut is_cut = limit.is_passed(backlog);

@@ -429,6 +429,11 @@ impl Client {
         (writable, outbox.len() + self.socket.unsent())
     }
 
+    /// Gives back the memory that the replies of a busy time have taken.
+    pub fn shed(&self) {
+        self.outbox.borrow_mut().shed();
+    }
+
     /// Returns the bytes that are written and not in the socket yet.
     #[must_use]
     pub fn unsent(&self) -> usize {

@@ -185,6 +185,13 @@ impl Outbox {
         self.sent = 0;
     }
 
+    /// Gives back the memory that an empty outbox keeps.
+    pub(super) fn shed(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -57,6 +57,22 @@ fn what_is_written_is_let_go_while_more_is_to_be_written() {
 }
 
 #[test]
+fn an_empty_outbox_gives_its_memory_back_and_one_with_replies_keeps_them() {
+    let mut outbox = Outbox::default();
+    outbox.push(&[b'x'; 1000], 1);
+    outbox.written(996);
+    outbox.shed();
+    assert_eq!(outbox.front(), b"xxxx");
+    outbox.written(4);
+    assert!(outbox.bytes.capacity() >= 1000, "what comes next has room");
+    outbox.hold(Sequence(5));
+    outbox.shed();
+    assert_eq!(outbox.bytes.capacity(), 0);
+    outbox.push(b"+B\r\n", 1);
+    assert_eq!(outbox.writable(), 0, "what is held stays held");
+}
+
+#[test]
 fn a_batch_that_could_not_be_journaled_is_answered_with_errors() {
     let mut outbox = Outbox::default();
     outbox.push(b":1\r\n", 1);
