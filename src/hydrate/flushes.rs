@@ -1,7 +1,9 @@
 //! How often Redis was flushed, by its own count.
 
 /// Commands that remove or replace many keys at once.
-const FLUSHES: [&str; 3] = ["flushall", "flushdb", "swapdb"];
+const FLUSHES: [&str; 3] = ["flushall", "flushdb", EXCHANGE];
+/// The one that Redis tells nobody of.
+const EXCHANGE: &str = "swapdb";
 /// What has the counts begin again, and is the first thing that is counted then.
 const RESET: &str = "config|resetstat";
 
@@ -21,25 +23,22 @@ impl Flushes {
     /// has failed has flushed nothing.
     #[must_use]
     pub fn read(info: &str) -> Option<Self> {
-        let mut lines = info.lines().skip_while(|line| !line.ends_with("# Commandstats"));
-        lines.next()?;
         let mut flushes = Self::default();
-        for (name, figures) in
-            lines.filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'))
-        {
-            let figure = |name| {
-                let figure = figures.split(',').find_map(|figure| figure.trim().strip_prefix(name));
-                figure.and_then(|figure| figure.parse::<u64>().ok()).unwrap_or(0)
-            };
-            let calls = figure("calls=");
+        for (name, calls, happened) in counts(info)? {
             flushes.commands = flushes.commands.saturating_add(calls);
             if FLUSHES.contains(&name) {
-                let happened = calls.saturating_sub(figure("failed_calls="));
                 flushes.count = flushes.count.saturating_add(happened);
             }
             flushes.reset |= name == RESET;
         }
         Some(flushes)
+    }
+
+    /// Reads from the same reply how often two databases were exchanged.
+    #[must_use]
+    pub fn exchanges(info: &str) -> Option<u64> {
+        let exchanges = counts(info)?.filter(|(name, ..)| *name == EXCHANGE);
+        Some(exchanges.map(|(.., happened)| happened).sum())
     }
 
     /// Returns how many there were since `before`; nothing when the statistics were reset meanwhile.
@@ -66,6 +65,21 @@ impl Flushes {
     }
 }
 
+/// Reads `INFO commandstats`: of each command the name, and how often it was run and has not failed.
+fn counts(info: &str) -> Option<impl Iterator<Item = (&str, u64, u64)>> {
+    let mut lines = info.lines().skip_while(|line| !line.ends_with("# Commandstats"));
+    lines.next()?;
+    Some(lines.filter_map(|line| {
+        let (name, figures) = line.strip_prefix("cmdstat_")?.split_once(':')?;
+        let figure = |name| {
+            let figure = figures.split(',').find_map(|figure| figure.trim().strip_prefix(name));
+            figure.and_then(|figure| figure.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let calls = figure("calls=");
+        Some((name, calls, calls.saturating_sub(figure("failed_calls="))))
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +94,7 @@ mod tests {
                     cmdstat_config|resetstat:calls=1,usec=2\r\ncmdstat_flushdb:calls=30,usec=2\r\n";
         let all = Flushes { count: 33, commands: 37, reset: true };
         assert_eq!(Flushes::read(info), Some(all));
+        assert_eq!(Flushes::exchanges(info), Some(1));
         assert_eq!(Flushes::parse(&all.text()), Some(all));
     }
 

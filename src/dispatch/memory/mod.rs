@@ -22,7 +22,6 @@ use std::{
 };
 
 use tokio::sync::Notify;
-use tracing::info;
 
 use super::{
     Client, CommandError, Outcome, Proxy, Silence, Slot, Upstream,
@@ -46,7 +45,7 @@ pub struct Memory {
     started: Instant,
     /// The time of the batch that is being run, if it was asked for.
     batch_ms: Cell<Option<u64>>,
-    /// The run id of the Redis that the lane was linked to last; nothing where it evicts by use.
+    /// The run id of the Redis that the lane was linked to last.
     pub(super) run_id: RefCell<Option<String>>,
     /// Links of the lane so far.
     pub(super) links: Cell<u64>,
@@ -102,12 +101,7 @@ impl Memory {
         self.flushes.set(0);
         self.unsent.take();
         self.links.set(self.links.get() + 1);
-        let policy = server.eviction.as_deref().unwrap_or_default();
-        let by_use = policy.ends_with("lru") || policy.ends_with("lfu");
-        if by_use {
-            info!(policy, "Redis evicts what is not read; memory is not used");
-        }
-        self.run_id.replace((!by_use).then(|| server.run_id.clone()));
+        self.run_id.replace(Some(server.run_id.clone()));
         self.linked.notify_one();
     }
 

@@ -2,7 +2,7 @@
 //! of the profiles in memory were changed, have expired or were evicted.
 //!
 //! ```text
-//! this connection   HELLO 3 ................. > invalidate key ........... DBSIZE, once a second
+//! this connection   HELLO 3 ........... > invalidate key ........... INFO, DBSIZE, once a second
 //! the lane          CLIENT TRACKING ON REDIRECT id OPTIN ... CLIENT CACHING YES, HGETALL key
 //! ```
 //!
@@ -13,7 +13,8 @@
 //!
 //! An answer to DBSIZE says that all news from before it are here. Whenever one is late, or the
 //! connection ends, nothing is read from memory any more and all of it is forgotten, until there is
-//! another connection to the Redis of the lane.
+//! another connection to the Redis of the lane. INFO says what Redis tells nobody by itself: that two
+//! databases were exchanged, and that it evicts by use, for which it has to see the reads.
 
 use std::{rc::Rc, time::Duration};
 
@@ -26,13 +27,15 @@ use crate::{
     backoff::Backoff,
     hydrate::Flushes,
     resp::{Elements, ReplyKind, integer, push_command, value},
-    upstream::{Pool, PrivateLink, UpstreamError},
+    upstream::{Pool, PrivateLink, UpstreamError, eviction_policy},
 };
 
 /// How often Redis is asked whether it is there, and how long it may take to say so.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How often a Redis that evicts by use is asked whether it still does.
+const POLICY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why news do not come.
 enum End {
@@ -40,6 +43,8 @@ enum End {
     Relinked,
     /// Redis does not track, or does not let us; the text is its own.
     Refused(String),
+    /// Redis evicts by this policy what is not read; it does not see reads from memory.
+    EvictsByUse(String),
     /// The connection could not be made, or is lost or silent.
     Lost(UpstreamError),
 }
@@ -65,6 +70,7 @@ pub async fn track(
 ) {
     let tracking = async {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut policy_told = String::new();
         loop {
             let Some(run_id) = memory.run_id.borrow().clone() else {
                 memory.linked.notified().await;
@@ -73,22 +79,28 @@ pub async fn track(
             let end = follow(&memory, &hydration, &pool, &run_id).await;
             let was_on = memory.cache.borrow().is_on();
             memory.cache.borrow_mut().turn_off();
+            if was_on {
+                policy_told.clear();
+            }
             match end {
                 End::Relinked => {}
                 End::Refused(reason) => {
                     info!(reason, "Redis does not tell of changes; memory is not used");
                     memory.linked.notified().await;
                 }
+                End::EvictsByUse(policy) => {
+                    if policy_told != policy {
+                        info!(policy, "Redis evicts what is not read; memory is not used");
+                        policy_told = policy;
+                    }
+                    let _ = timeout(POLICY_PAUSE, memory.linked.notified()).await;
+                }
                 End::Lost(error) => {
                     if was_on {
                         info!(%error, "news of changes may be missing; memory is not used");
                         backoff.reset();
                     }
-                    let pause = tokio::time::sleep(backoff.next_delay());
-                    tokio::select! {
-                        () = pause => {}
-                        () = memory.linked.notified() => {}
-                    }
+                    let _ = timeout(backoff.next_delay(), memory.linked.notified()).await;
                 }
             }
         }
@@ -100,28 +112,28 @@ pub async fn track(
 async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run_id: &str) -> End {
     let links = memory.links.get();
     match begin(memory, hydration, pool, run_id, links).await {
-        Ok(link) => {
+        Ok((link, exchanges)) => {
             memory.cache.borrow_mut().turn_on();
             info!("reads of profiles are answered from memory");
-            let news = News { memory, hydration, link, keys: None, asked: None, flushed: false };
-            match news.hear(links).await {
-                Ok(()) => End::Relinked,
-                Err(error) => End::Lost(error),
-            }
+            let asked = Asked { at: Instant::now(), open: 0 };
+            let news =
+                News { memory, hydration, link, keys: None, exchanges, asked, flushed: false };
+            news.hear(links).await
         }
         Err(_) if memory.links.get() != links => End::Relinked,
         Err(end) => end,
     }
 }
 
-/// Makes the connection, and has the lane's link send its news there.
+/// Makes the connection, and has the lane's link send its news there; returns also how often two
+/// databases were exchanged before.
 async fn begin(
     memory: &Memory,
     hydration: &Rc<Hydration>,
     pool: &Pool,
     run_id: &str,
     links: u64,
-) -> Result<PrivateLink, End> {
+) -> Result<(PrivateLink, Option<u64>), End> {
     // What the lane was told before it was linked anew is void.
     let linked = || if memory.links.get() == links { Ok(()) } else { Err(End::Relinked) };
     let mut link = pool.take(false).await?;
@@ -130,7 +142,7 @@ async fn begin(
         // Not the lane's own, under which connections are ended that could still write.
         let name = pool.name().replacen(':', "-news:", 1);
         link.ask(&command(&["CLIENT", "SETNAME", &name])).await?;
-        let info = link.ask(&command(&["INFO", "server"])).await?;
+        let info = link.ask(&command(&["INFO", "server", "memory"])).await?;
         Ok::<_, UpstreamError>((hello, String::from_utf8_lossy(&info).into_owned()))
     };
     let introduced = timeout(HEARTBEAT, introduce).await.map_err(|_| UpstreamError::Timeout)?;
@@ -141,6 +153,9 @@ async fn begin(
     // A name may have come to mean another Redis, in which other connections have our numbers.
     if !info.lines().any(|line| line.strip_prefix("run_id:") == Some(run_id)) {
         return Err(End::Lost(UpstreamError::Closed));
+    }
+    if let Some(policy) = policy_by_use(&info) {
+        return Err(End::EvictsByUse(policy));
     }
     let id = link.id().to_string();
     let answer = hydration.ask(1, |out| {
@@ -160,8 +175,17 @@ async fn begin(
         return Err(End::Lost(UpstreamError::Closed));
     }
     linked()?;
-    hydration.look_for_flushes(Flushes::read(&String::from_utf8_lossy(&stats)), ours);
-    Ok(link)
+    let stats = String::from_utf8_lossy(&stats);
+    hydration.look_for_flushes(Flushes::read(&stats), ours);
+    Ok((link, Flushes::exchanges(&stats)))
+}
+
+/// A heartbeat.
+#[derive(Clone, Copy)]
+struct Asked {
+    at: Instant,
+    /// Answers that are still to come.
+    open: u8,
 }
 
 /// The connection, and what was heard on it.
@@ -171,61 +195,82 @@ struct News<'a> {
     link: PrivateLink,
     /// Keys in the profiles' database, as of the last heartbeat.
     keys: Option<i64>,
-    /// When the question was asked that is not answered yet.
-    asked: Option<Instant>,
-    /// Somebody has flushed a database past the proxy since then.
+    /// How often two databases were exchanged, as far as Redis says.
+    exchanges: Option<u64>,
+    asked: Asked,
+    /// Somebody has flushed or exchanged databases past the proxy since the keys were counted.
     flushed: bool,
 }
 
 impl News<'_> {
-    /// Hears until the lane has another link, which is no error.
-    async fn hear(mut self, links: u64) -> Result<(), UpstreamError> {
+    /// Hears until nothing is to be heard any more.
+    async fn hear(mut self, links: u64) -> End {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
+            let heard = tokio::select! {
                 biased;
                 received = self.link.receive() => {
-                    received?;
-                    self.take()?;
+                    received.map_err(End::Lost).and_then(|()| self.take())
                 }
-                () = self.memory.linked.notified() => {}
+                () = self.memory.linked.notified() => Ok(()),
                 _ = heartbeat.tick() => match self.asked {
-                    None => self.ask()?,
-                    Some(asked) if asked.elapsed() < HEARTBEAT / 2 => {}
-                    Some(_) => return Err(UpstreamError::Timeout),
+                    Asked { open: 0, .. } => self.ask().map_err(End::Lost),
+                    Asked { at, .. } if at.elapsed() < HEARTBEAT / 2 => Ok(()),
+                    Asked { .. } => Err(End::Lost(UpstreamError::Timeout)),
                 },
-            }
+            };
             if self.memory.links.get() != links {
-                return Ok(());
+                return End::Relinked;
+            }
+            if let Err(end) = heard {
+                return end;
             }
         }
     }
 
+    /// Keys are counted last, so that what INFO tells of has an effect on their number.
     fn ask(&mut self) -> Result<(), UpstreamError> {
-        self.asked = Some(Instant::now());
+        self.asked = Asked { at: Instant::now(), open: 2 };
+        self.link.push(&command(&["INFO", "memory", "commandstats"]));
         self.link.push(&command(&["DBSIZE"]));
         self.link.flush()
     }
 
     /// Takes everything that was received.
-    fn take(&mut self) -> Result<(), UpstreamError> {
-        let Self { memory, keys, asked, flushed, .. } = self;
-        let mut lost = None;
+    fn take(&mut self) -> Result<(), End> {
+        let Self { memory, keys, exchanges, asked, flushed, .. } = self;
+        let (mut lost, mut by_use) = (None, None);
         self.link.hand_over(|reply| {
             if ReplyKind::of(reply) == ReplyKind::Push {
                 *flushed |= invalidate(memory, reply);
-            } else if asked.take().is_some() {
-                let now = integer(reply);
-                if std::mem::take(flushed) {
-                    lost = Some((*keys, now));
-                }
-                *keys = now;
-            } else {
-                return Err(UpstreamError::StrayReply);
+                return Ok(());
             }
+            match asked.open {
+                0 => return Err(UpstreamError::StrayReply),
+                2 => {
+                    let info = String::from_utf8_lossy(reply);
+                    by_use = policy_by_use(&info);
+                    let now = Flushes::exchanges(&info);
+                    if now != std::mem::replace(exchanges, now) {
+                        memory.cache.borrow_mut().invalidate_all();
+                        *flushed = true;
+                    }
+                }
+                _ => {
+                    let now = integer(reply);
+                    if std::mem::take(flushed) {
+                        lost = Some((*keys, now));
+                    }
+                    *keys = now;
+                }
+            }
+            asked.open -= 1;
             Ok(())
         })?;
+        if let Some(policy) = by_use {
+            return Err(End::EvictsByUse(policy));
+        }
         if let Some((before, now)) = lost
             && is_flush(before, now)
         {
@@ -234,7 +279,7 @@ impl News<'_> {
             self.keys = None;
         }
         // Whether it was the profiles' database is seen by how many keys are left.
-        if self.flushed && self.asked.is_none() {
+        if self.flushed && self.asked.open == 0 {
             self.ask()?;
         }
         Ok(())
@@ -262,6 +307,11 @@ fn is_flush(before: Option<i64>, now: Option<i64>) -> bool {
         (Some(before), Some(now)) => now < before - before / 2 || now == 0,
         _ => true,
     }
+}
+
+/// Returns the policy of a Redis that evicts what was not read for long, from its `INFO memory`.
+fn policy_by_use(info: &str) -> Option<String> {
+    eviction_policy(info).filter(|policy| policy.ends_with("lru") || policy.ends_with("lfu"))
 }
 
 fn command(arguments: &[&str]) -> Vec<u8> {

@@ -375,6 +375,44 @@ fn a_flush_past_the_proxy_has_every_profile_checked() {
     assert_eq!(direct.command(&["DBSIZE"]).integer(), 0);
 }
 
+/// Redis tells nobody of an exchange but in its statistics.
+#[test]
+fn an_exchange_of_databases_past_the_proxy_is_noticed() {
+    let redis = Redis::start();
+    let proxy = options(&redis).expects_log("flushed past the proxy").start();
+    proxy.wait_until_checked();
+    wait_until_on(&proxy, true);
+    let (mut client, mut direct) = (proxy.client(), redis.client());
+    client.command(&["HSET", "user:1", "a", "1"]);
+    remember(&mut client, "user:1");
+    assert_remembered(&proxy, &mut client, "user:1", true);
+    direct.assert_reply("SELECT 3", "+OK\r\n");
+    direct.command(&["HSET", "user:1", "a", "another"]);
+    direct.assert_reply("SWAPDB 0 3", "+OK\r\n");
+    wait_until("what is in Redis now", BOUND, || {
+        (client.command(&["HGET", "user:1", "a"]) == Reply::text("another")).then_some(())
+    });
+    // An empty one in its place is a loss.
+    direct.assert_reply("SWAPDB 0 4", "+OK\r\n");
+    direct.assert_reply("SELECT 0", "+OK\r\n");
+    wait_until("the profile to come back", BOUND, || {
+        (direct.command(&["HGET", "user:1", "a"]) == Reply::text("1")).then_some(())
+    });
+    client.assert_reply("HGET user:1 a", "$1\r\n1\r\n");
+}
+
+#[test]
+fn a_policy_that_begins_to_evict_by_use_ends_the_memory_while_it_lasts() {
+    let (redis, proxy) = start();
+    let mut direct = redis.client();
+    direct.assert_reply("CONFIG SET maxmemory 100mb maxmemory-policy volatile-lfu", "+OK\r\n");
+    wait_until_on(&proxy, false);
+    thread::sleep(Duration::from_millis(1500));
+    assert!(metric(&proxy, "on") < 0.5);
+    direct.assert_reply("CONFIG SET maxmemory-policy volatile-ttl", "+OK\r\n");
+    wait_until_on(&proxy, true);
+}
+
 #[test]
 fn a_scan_leaves_the_profiles_that_are_in_use_and_the_memory_has_its_bound() {
     let redis = Redis::start();
