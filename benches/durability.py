@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""What durability costs and how long it takes: three figures.
+"""What durability costs and how long it takes: four figures.
 
 1. Writes acknowledged per second with sync = os, everysec and always.
 2. Changes per second that reach PostgreSQL, against raw SQL of the same batches (replay.py): on profiles that
    are all different, and on ten hot ones.
-3. The time from kill -9 until the proxy serves again, with many changes that the database does not have.
+3. What two connections to PostgreSQL at once could bring at most.
+4. The time from kill -9 until the proxy serves again, with many changes that the database does not have.
 
 To let changes pile up, another session holds the lock of the cursor that every delivery moves.
 
 usage: benches/durability.py [--changes N] [--undelivered N] [--proxy BINARY] [--out FILE]
 """
 
-import argparse, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+import argparse, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, threading, time
 
 import compare, replay
 
@@ -218,6 +219,38 @@ def sink(servers, binary, postgres, changes, rounds):
             "that are all different, 37% are new to the database.", ""]
 
 
+def parallel(servers, binary, postgres, changes, rounds):
+    """The most that deliveries of two halves could gain: two databases at a time against one after the other."""
+    halves = [Batches(servers, binary, postgres, changes // 2, changes // 2 + number) for number in range(2)]
+
+    def say(at_once):
+        for half in halves:
+            half.copy()
+        clients = [replay.Client(half.port, half.rig.database) for half in halves]
+        says = [threading.Thread(target=client.replay, args=(half.recording,)) for client, half in zip(clients, halves)]
+        begun = time.monotonic()
+        for one in says:
+            one.start()
+            if not at_once:
+                one.join()
+        for one in says:
+            one.join()
+        seconds = time.monotonic() - begun
+        for client, half in zip(clients, halves):
+            client.socket.close()
+            half.drop()
+        return changes / seconds
+
+    gains = []
+    for turn in range(rounds):
+        rates = {at_once: say(at_once) for at_once in ((False, True) if turn % 2 == 0 else (True, False))}
+        gains.append(rates[True] / rates[False])
+        print(f"one at a time {rates[False]:,.0f}/s, two at once {rates[True]:,.0f}/s", file=sys.stderr)
+    return [f"Two connections at once would bring at most {statistics.median(gains):.2f} times as many changes of different "
+            f"profiles on {os.cpu_count()} processors that have nothing else to do: recorded SQL of two databases, said at the "
+            f"same time and one behind the other, {rounds} rounds.", ""]
+
+
 def recovery(servers, binary, postgres, undelivered):
     rig = Rig(servers, binary, postgres, "recovery")
     rig.load(10_000, 10_000)
@@ -242,7 +275,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5, help="of the deliveries against raw SQL")
-    parser.add_argument("--only", choices=("sync", "sink", "recovery"), help="one of the figures")
+    parser.add_argument("--only", choices=("sync", "sink", "parallel", "recovery"), help="one of the figures")
     parser.add_argument("--undelivered", type=int, default=1_000_000)
     parser.add_argument("--proxy", default=os.path.join(compare.HERE, "../target/release/profile-proxy"))
     parser.add_argument("--out", help="write the figures as Markdown")
@@ -256,6 +289,8 @@ def main():
             lines += sync_modes(servers, binary, postgres, options.changes)
         if options.only in (None, "sink"):
             lines += sink(servers, binary, postgres, options.changes, options.rounds)
+        if options.only in (None, "parallel"):
+            lines += parallel(servers, binary, postgres, options.changes, options.rounds)
         if options.only in (None, "recovery"):
             lines += recovery(servers, binary, postgres, options.undelivered)
         text = "\n".join(lines) + "\n"
