@@ -1,6 +1,6 @@
 # The developer's commands. `make test` is the one that counts.
 
-.PHONY: help test faults simulation check fuzz bench bench-durability bench-workers soak instructions test-needs check-compose run
+.PHONY: help test faults simulation check fuzz bench bench-parts bench-durability bench-workers soak instructions test-needs check-compose run
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -36,6 +36,9 @@ bench: test-needs ## measure against Redis alone and other proxies; ROUNDS=5 REQ
 		|| echo "$$program is not installed; the Debian package has that name" >&2; done
 	cargo build --release
 	python3 benches/compare.py --rounds $(ROUNDS) --requests $(REQUESTS) --out docs/bench
+
+bench-parts: ## time scanner, schema, access, journal and engine by themselves
+	cargo bench --bench parts
 
 bench-durability: test-needs ## sync modes, the sink against raw SQL, the start after kill -9; writes docs/durability.md
 	cargo build --release
