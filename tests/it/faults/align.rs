@@ -6,6 +6,9 @@
 
 use super::story::{Action, Operation, Outcome, Row};
 
+/// What the clocks of the history and of the clients may be apart.
+const SLACK_MS: u64 = 20;
+
 /// For each command its row, if it has one: places in `rows`. Both are in their order.
 ///
 /// # Errors
@@ -14,12 +17,21 @@ pub(super) fn align(
     operations: &[&Operation],
     rows: &[&Row],
 ) -> Result<Vec<Option<usize>>, Vec<String>> {
+    // A connection hears of its commands in their order, so what is recorded behind its next reply is
+    // that of a later command.
+    let mut next_us = u64::MAX;
+    let mut latest_ms = vec![u64::MAX; operations.len()];
+    for (i, operation) in operations.iter().enumerate().rev() {
+        latest_ms[i] = (next_us / 1000).saturating_add(SLACK_MS);
+        next_us = next_us.min(operation.replied_us);
+    }
+    let may_be = |i: usize, row: &Row| row.at_ms <= latest_ms[i] && may_be(operations[i], row);
     // Whether the commands from one place on explain the rows from another on, and nothing else.
     let mut explains = vec![vec![false; rows.len() + 1]; operations.len() + 1];
     explains[operations.len()][rows.len()] = true;
     for (i, operation) in operations.iter().enumerate().rev() {
         for j in (0..=rows.len()).rev() {
-            let matched = rows.get(j).is_some_and(|row| may_be(operation, row));
+            let matched = rows.get(j).is_some_and(|row| may_be(i, row));
             explains[i][j] = matched && explains[i + 1][j + 1]
                 || !operation.must_be_recorded() && explains[i + 1][j];
         }
@@ -28,10 +40,10 @@ pub(super) fn align(
         return Err(faults(operations, rows));
     }
     let mut next = 0;
-    let places = operations.iter().enumerate().map(|(i, operation)| {
+    let places = (0..operations.len()).map(|i| {
         let row = rows.get(next)?;
         // The earlier of two that may be meant asks for less of everything that follows.
-        if !may_be(operation, row) || !explains[i + 1][next + 1] {
+        if !may_be(i, row) || !explains[i + 1][next + 1] {
             return None;
         }
         next += 1;

@@ -357,8 +357,10 @@ fn recovered(
         seen_during(before, at).iter().map(|base| apply_row(row, base)).collect();
     // A profile that was found is one, whatever was left of it to change.
     targets.retain(|target| target.is_none() == row.deleted);
-    let mut possible: Vec<&Operation> =
-        suspects.iter().copied().filter(|o| o.invoked_us / 1000 <= row.at_ms).collect();
+    // The record of a flush is that of one in doubt; another write that would do as well has its own.
+    let may_be =
+        |o: &&Operation| o.invoked_us / 1000 <= row.at_ms && (row.key != EVERY || o.key == EVERY);
+    let mut possible: Vec<&Operation> = suspects.iter().copied().filter(may_be).collect();
     possible.reverse();
     possible.truncate(SUSPECTS_MAX);
     let mut level: Vec<(u32, State)> = vec![(0, before.clone())];

@@ -398,6 +398,41 @@ fn an_expiry_that_was_taken_away_ends_nothing() {
     persisted(false, &[("a", "1")]).is_bad("an acknowledged write is not in the history");
 }
 
+#[test]
+fn what_is_recorded_behind_a_reply_is_that_of_a_later_command() {
+    let mut tale = Tale::default();
+    tale.set("x", "a", "1", 1);
+    let at_ms = tale.now_ms + 100;
+    tale.add("x", Action::Expire { at_ms }, number(1));
+    tale.row("x", "PEXPIREAT").expires_ms = Some(at_ms);
+    tale.now_ms += 500;
+    tale.add("x", Action::Persist, Outcome::Unknown);
+    tale.read("x", &[]);
+    tale.now_ms += 500;
+    tale.set("y", "b", "2", 1);
+    let at_ms = tale.now_ms + 100;
+    tale.add("y", Action::Expire { at_ms }, number(1));
+    tale.row("y", "PEXPIREAT").expires_ms = Some(at_ms);
+    tale.add("x", Action::Persist, Outcome::Unknown);
+    tale.row("x", "PERSIST").persisted = true;
+    tale.end(&[("b", "2")]);
+    tale.is_good();
+}
+
+#[test]
+fn a_flush_in_doubt_need_not_have_happened_where_a_deletion_is_in_doubt_too() {
+    let mut tale = Tale::default();
+    tale.set("x", "a", "1", 1);
+    tale.add("y", Action::Flush("FLUSHDB"), Outcome::Unknown).key = EVERY.to_owned();
+    tale.add("y", Action::Delete, Outcome::Unknown);
+    let flush = tale.row("", "RECOVER");
+    (flush.key, flush.deleted) = (EVERY.to_owned(), true);
+    let found = tale.row("", "RECOVER");
+    (found.cleared, found.changed) = (true, fields(&[("a", "1")]));
+    tale.end(&[("a", "1")]);
+    tale.is_good();
+}
+
 /// A flush between two writes, and what is seen behind them.
 fn flushed(recorded: bool, seen: &[(&str, &str)]) -> Tale {
     let mut tale = Tale::default();
