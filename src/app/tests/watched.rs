@@ -59,6 +59,23 @@ impl Attempt {
     }
 }
 
+/// Nothing is ever taken away of the profile, so nobody sees less than somebody has seen before.
+fn gone_back<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> Option<String> {
+    let mut by_time: Vec<&Attempt> = attempts.collect();
+    by_time.sort_by_key(|at| at.replied_us);
+    let mut seen: Vec<(&Attempt, &Fields)> = Vec::new();
+    for late in by_time {
+        let End::Seen(less) = &late.end else { continue };
+        let mut before = seen.iter().filter(|(early, _)| early.replied_us < late.invoked_us);
+        let lacks = |fields: &Fields| fields.keys().any(|name| !less.contains_key(name));
+        if let Some((early, _)) = before.find(|(_, fields)| lacks(fields)) {
+            return Some(format!("{late:?} sees less than {early:?}"));
+        }
+        seen.push((late, less));
+    }
+    None
+}
+
 /// Takes the profile out of what the checker of the others gets to see, and judges it; returns what
 /// was wrong.
 pub(super) fn judge(
@@ -109,6 +126,7 @@ pub(super) fn judge(
         look(name, &fields, u64::MAX);
         ends.insert(fields, *name);
     }
+    faults.extend(gone_back(attempts.iter().filter(|at| !forgiven(at))));
     if ends.len() > 1 {
         faults.push(format!("the places differ about {KEY}: {ends:?}"));
     }
