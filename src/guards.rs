@@ -27,11 +27,13 @@ pub enum Guard {
     Removal,
     /// A database that was replaced gets nothing before that is remembered.
     Replaced,
+    /// What is about to be written is forgotten in memory.
+    Memory,
 }
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Intents,
         Self::Overlay,
         Self::Epochs,
@@ -41,6 +43,7 @@ impl Guard {
         Self::Claims,
         Self::Removal,
         Self::Replaced,
+        Self::Memory,
     ];
 
     /// The name in the variable.
@@ -56,6 +59,7 @@ impl Guard {
             Self::Claims => "claims",
             Self::Removal => "removal",
             Self::Replaced => "replaced",
+            Self::Memory => "memory",
         }
     }
 

@@ -1,7 +1,8 @@
 //! What the intents, the fence and the order of a batch are for: each scenario is run with the guard
 //! and keeps the contract, and run without it and breaks it.
 //!
-//! The controls of the other guards (`epochs`, `overlay`, `tombstones`) are in `hydrate`.
+//! The controls of the other guards are in `hydrate` (`epochs`, `overlay`, `tombstones`) and in
+//! `memory::scripted` (`memory`).
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -392,7 +392,8 @@ impl Client {
         let short = key.starts_with(SHORT);
         // `ttl` never moves what a client has chosen.
         let chosen = self.shared.rig.retention.is_none() || number.is_multiple_of(8);
-        match random.below(100) {
+        let reads = random.below(10) < self.shared.rig.reads;
+        match if reads { 63 + random.below(37) } else { random.below(100) } {
             0..26 => {
                 let names = 1 + random.below(2);
                 let named = (0..names).map(|n| (field(random), format!("v{number}-{n}")));

@@ -16,12 +16,14 @@ mod align;
 #[path = "../../../tests/it/faults/checker.rs"]
 mod checker;
 mod client;
+mod connections;
 mod disk;
 #[path = "../../../tests/it/faults/model.rs"]
 mod model;
 mod moments;
 #[path = "../../../tests/it/faults/observe.rs"]
 mod observe;
+mod places;
 mod power;
 mod questions;
 #[path = "../../../tests/it/support/random.rs"]
@@ -34,6 +36,7 @@ mod schedule;
 #[path = "../../../tests/it/faults/story.rs"]
 mod story;
 mod syncs;
+mod tracking;
 mod watched;
 mod watching;
 mod world;
@@ -68,23 +71,30 @@ const HEAL_BOUND: Duration = Duration::from_secs(60);
 /// Runs one seed from the beginning to the verdict.
 fn run(seed: u64, without: &[Guard]) -> (Schedule, Report) {
     let schedule = Schedule::draw(seed);
-    let (report, _) = run_schedule(&schedule, without, false);
-    (schedule, report)
+    let run = run_schedule(&schedule, without, false);
+    (schedule, run.report)
 }
 
-/// Runs a schedule; on demand everything that came of it is there as text, too.
-fn run_schedule(schedule: &Schedule, without: &[Guard], traced: bool) -> (Report, String) {
+/// What came of a schedule.
+struct Run {
+    report: Report,
+    /// Everything, as text, on demand.
+    trace: String,
+    reads_from_memory: u64,
+}
+
+fn run_schedule(schedule: &Schedule, without: &[Guard], traced: bool) -> Run {
     switch_off(without);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let local = LocalSet::new();
-    let (report, trace) = local.block_on(&runtime, simulate(schedule, traced));
+    let run = local.block_on(&runtime, simulate(schedule, traced));
     drop(local);
     crate::outside::tests::simulate(None);
     switch_off(&[]);
-    (report, trace)
+    run
 }
 
-async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
+async fn simulate(schedule: &Schedule, traced: bool) -> Run {
     let rig = Rig::new(schedule);
     rig.start();
     let shared = Rc::new(Shared::new(Rc::clone(&rig)));
@@ -143,7 +153,8 @@ async fn simulate(schedule: &Schedule, traced: bool) -> (Report, String) {
         true => format!("{:#?}\n{:#?}", evidence.operations, evidence.rows),
         false => String::new(),
     };
-    (Report::of(schedule.seed, evidence, faults, log), trace)
+    let report = Report::of(schedule.seed, evidence, faults, log);
+    Run { report, trace, reads_from_memory: rig.reads_from_memory() }
 }
 
 fn setting(name: &str) -> Option<String> {
@@ -223,7 +234,7 @@ fn the_contract_holds_in_every_simulated_run() {
 #[test]
 fn a_seed_comes_out_the_same_again() {
     for seed in 1..=8 {
-        let [one, other] = [(), ()].map(|()| run_schedule(&Schedule::draw(seed), &[], true).1);
+        let [one, other] = [(), ()].map(|()| run_schedule(&Schedule::draw(seed), &[], true).trace);
         let differ = one.lines().zip(other.lines()).find(|(one, other)| one != other);
         assert_eq!((differ, one.len()), (None, other.len()), "seed {seed} comes out in two ways");
     }
@@ -273,6 +284,28 @@ fn without_removal_the_simulation_finds_a_violation() {
     assert_needed(Guard::Removal);
 }
 
+#[test]
+fn without_memory_that_gives_way_the_simulation_finds_a_violation() {
+    assert_needed(Guard::Memory);
+}
+
+#[test]
+fn many_reads_of_a_simulated_run_are_answered_from_memory() {
+    let (mut without, mut reads) = (0, Vec::new());
+    for seed in 1..=60 {
+        let schedule = Schedule::draw(seed);
+        let count = run_schedule(&schedule, &[], false).reads_from_memory;
+        match schedule.memory {
+            true => reads.push(count),
+            false => without += count,
+        }
+    }
+    let (sum, some) = (reads.iter().sum::<u64>(), reads.iter().filter(|count| **count > 0).count());
+    eprintln!("{sum} reads from memory in {some} of {} runs", reads.len());
+    assert_eq!(without, 0, "where there is none");
+    assert!(sum > 500 && 2 * some > reads.len(), "too few to find anything");
+}
+
 /// A schedule in which Redis is killed and started at these moments, and nothing else happens.
 fn restarts(
     seed: u64,
@@ -290,7 +323,7 @@ fn restarts(
         schedule.deeds.push((at_ms + 20, Deed::StartRedis));
     }
     schedule.deeds.sort_by_key(|(at_ms, _)| *at_ms);
-    run_schedule(&schedule, &[], false).0
+    run_schedule(&schedule, &[], false).report
 }
 
 #[test]
@@ -325,7 +358,7 @@ fn nothing_is_checked_against_a_journal_that_may_hold_more_than_it_says() {
             (720, Deed::KillProxy),
             (740, Deed::StartProxy),
         ];
-        let (report, _) = run_schedule(&schedule, &[], false);
+        let report = run_schedule(&schedule, &[], false).report;
         assert!(report.is_good(), "{}", report.text());
     }
 }
@@ -343,7 +376,7 @@ fn power_fails_behind(seed: u64, accident: (u64, Deed)) -> Report {
         (at_ms + 20, Deed::StartRedis),
         (at_ms + 20, Deed::StartProxy),
     ];
-    run_schedule(&schedule, &[], false).0
+    run_schedule(&schedule, &[], false).report
 }
 
 #[test]

@@ -14,6 +14,8 @@ use super::questions::{self, Reply};
 use super::rig::Rig;
 use super::schedule::{Deed, Persistence, Schedule};
 use super::story::{Profile, State};
+use crate::guards::{Guard, switch_off};
+use crate::resp::value;
 
 /// Lets somebody act on a rig without accidents.
 fn with_rig<T>(schedule: &Schedule, act: impl AsyncFnOnce(&Rc<Rig>) -> T) -> T {
@@ -125,6 +127,8 @@ async fn lose_behind_a_flush(
 ) -> Option<Vec<u8>> {
     insist(talk, &["HSET", "user:1", "a", "1"]).await;
     sleep(Duration::from_millis(500)).await;
+    // A proxy that reads from memory is not told, either.
+    rig.act(Deed::HoldNews).await;
     rig.act(Deed::FlushRedis(false)).await;
     insist(talk, &["HSET", "user:2", "a", "2"]).await;
     let (last, before) = commands.split_last().expect("a command");
@@ -243,5 +247,70 @@ fn a_repair_takes_nothing_for_redis_that_is_yet_to_be_checked() {
         let (told, places) = repaired_around_a_restart(seed);
         assert!(places.iter().all(|a| a.as_deref() == Some("new")), "seed {seed}: {places:?}");
         assert!(told.finds_no_drift(), "seed {seed}: {told:?}");
+    }
+}
+
+/// The counter of `user:1`.
+fn count_of(value: &[u8]) -> u64 {
+    String::from_utf8_lossy(value).parse().unwrap_or(0)
+}
+
+/// Has somebody look at Redis while another one writes through the proxy, and then read there; tells
+/// whether the proxy has ever answered with less than Redis had.
+fn is_behind_redis(seed: u64) -> bool {
+    let mut schedule = Schedule::draw(seed);
+    (schedule.ttl_ms, schedule.cached, schedule.memory) = (None, false, true);
+    with_rig(&schedule, async |rig| {
+        let (mut writer, mut reader) = (log_in(rig).await, log_in(rig).await);
+        let write = async {
+            for number in 1..=40 {
+                insist(&mut writer, &["HSET", "user:1", "n", &number.to_string()]).await;
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let read = async {
+            for _ in 0..600 {
+                let held = rig.redis.held("user:1");
+                let seen = held.and_then(|profile| profile.fields.get("n").cloned());
+                let told = insist(&mut reader, &["HGET", "user:1", "n"]).await;
+                if count_of(value(&told).unwrap_or_default())
+                    < count_of(&seen.unwrap_or_default().into_bytes())
+                {
+                    return true;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+            false
+        };
+        let behind = tokio::join!(read, write).0;
+        assert!(behind || rig.reads_from_memory() > 50, "seed {seed} reads from Redis");
+        behind
+    })
+}
+
+/// What follows from a write may reach others before the proxy has read its reply.
+#[test]
+fn nobody_who_has_heard_of_a_write_reads_what_was_before_it() {
+    assert!(!(1..=20).any(is_behind_redis));
+    switch_off(&[Guard::Memory]);
+    let is_needed = (1..=20).any(is_behind_redis);
+    switch_off(&[]);
+    assert!(is_needed, "the guard is not needed here");
+}
+
+#[test]
+fn a_flush_past_a_proxy_that_is_told_of_it_is_made_good_at_once() {
+    for seed in (1..=40).filter(|seed| seed % 3 != 0) {
+        let mut schedule = Schedule::draw(seed);
+        (schedule.ttl_ms, schedule.memory) = (None, true);
+        let found = with_rig(&schedule, async |rig| {
+            let mut talk = log_in(rig).await;
+            insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
+            sleep(Duration::from_millis(1500 + seed)).await;
+            rig.act(Deed::FlushRedis(false)).await;
+            sleep(Duration::from_millis(20)).await;
+            insist(&mut talk, &["HGET", "user:1", "a"]).await
+        });
+        assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}");
     }
 }

@@ -11,8 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
+use super::connections::Connections;
 use super::schedule::Persistence;
 use super::story::{Fields, Profile};
+use super::tracking::Tracking;
 use super::world::World;
 use crate::engine::Engine;
 use crate::outside::tests::{Life, Stream, Wire, connection};
@@ -38,8 +40,8 @@ struct Server {
     /// How often each of the commands was run that its statistics are asked for.
     calls: BTreeMap<String, u64>,
     away: bool,
-    next_id: u64,
-    connections: BTreeMap<u64, (String, Wire)>,
+    connections: Connections,
+    tracking: Tracking,
     dump: Vec<(String, Profile)>,
     accepted: mpsc::Sender<(u64, Stream)>,
 }
@@ -64,8 +66,8 @@ impl Redis {
             lapses: Vec::new(),
             calls: BTreeMap::new(),
             away: false,
-            next_id: 1,
-            connections: BTreeMap::new(),
+            connections: Connections::default(),
+            tracking: Tracking::default(),
             dump: Vec::new(),
             accepted,
         })));
@@ -84,24 +86,27 @@ impl Redis {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs, wire) = connection(life);
-        let id = server.next_id;
-        server.next_id += 1;
-        server.connections.insert(id, (String::new(), wire));
+        let id = server.connections.open(wire);
         let _ = server.accepted.try_send((id, theirs));
         Ok(ours)
     }
 
     /// The connections that are open.
     pub(super) fn wires(&self) -> Vec<Wire> {
-        self.0.borrow().connections.values().map(|(_, wire)| wire.clone()).collect()
+        self.0.borrow().connections.wires()
+    }
+
+    pub(super) fn wires_of_news(&self) -> Vec<Wire> {
+        self.0.borrow().connections.wires_of_news()
     }
 
     /// Ends the process; what it has not been sent yet is lost.
     pub(super) fn kill(&self) {
         let mut server = self.0.borrow_mut();
         server.away = true;
-        server.connections.values().for_each(|(_, wire)| wire.cut());
-        server.connections.clear();
+        server.connections.kill_all();
+        let Server { tracking, engine, .. } = &mut *server;
+        tracking.end_all(engine);
     }
 
     /// Starts a new process.
@@ -143,7 +148,7 @@ impl Redis {
         let now_ms = server.world.now_ms();
         server.run(now_ms, &["FLUSHALL"]);
         if cuts {
-            server.connections.values().for_each(|(_, wire)| wire.cut());
+            server.connections.cut_all();
         }
         // What Redis may lack is asked for anyway.
         if !cuts && !server.evicts && server.lapse_us.is_none() {
@@ -155,7 +160,7 @@ impl Redis {
     pub(super) fn end_lapse(&self) {
         let server = self.0.borrow();
         if server.lapse_us.is_some() {
-            server.connections.values().for_each(|(_, wire)| wire.cut());
+            server.connections.cut_all();
         }
     }
 
@@ -179,20 +184,35 @@ impl Redis {
         let mut scanner = Scanner::new(Limits::default());
         scanner.authenticated(true);
         let mut input = Vec::new();
-        while let Ok(1..) = stream.read_buf(&mut input).await {
-            let mut output = Vec::new();
+        let Some(outbox) = self.0.borrow().connections.outbox(id) else { return };
+        loop {
+            tokio::select! {
+                biased;
+                read = stream.read_buf(&mut input) => {
+                    let Ok(1..) = read else { break };
+                }
+                () = outbox.filled.notified() => {
+                    if outbox.is_empty() {
+                        continue;
+                    }
+                }
+            }
             while let Ok(Some(length)) = scanner.scan(&input) {
+                let mut output = Vec::new();
                 talk.take(&scanner.request(&input[..length]), &mut output);
+                outbox.reply(&output);
                 input.drain(..length);
             }
             world.pause(2).await;
+            let output = outbox.take();
             if stream.write_all(&output).await.is_err() {
                 break;
             }
             world.pause(1).await;
         }
         let mut server = self.0.borrow_mut();
-        server.connections.remove(&id);
+        server.connections.close(id);
+        server.tracking.end(id);
         server.unwatch(id);
     }
 }
@@ -238,11 +258,22 @@ impl Server {
         self.engine.unwatch(now_ms, id)
     }
 
-    /// Counts the calls of what removes many keys at once.
+    /// Counts the calls of what removes many keys at once, and tells of it.
     fn count(&mut self, name: &str) {
         if ["flushall", "flushdb"].contains(&name) {
             *self.calls.entry(name.to_owned()).or_default() += 1;
+            self.tracking.tell_of_flush(&mut self.engine, &self.connections);
         }
+    }
+
+    fn tell_of_changes(&mut self) {
+        let now_ms = self.world.now_ms();
+        self.tracking.tell_of_changes(now_ms, &mut self.engine, &self.connections);
+    }
+
+    /// Whether the proxy uses a connection already, so that it acts on an answer only a moment later.
+    fn is_used(&self, id: u64) -> bool {
+        self.tracking.is_tracker(id) || self.connections.hears_news(id)
     }
 
     fn end_lapse(&mut self) {
@@ -250,22 +281,32 @@ impl Server {
         self.lapses.extend(self.lapse_us.take().map(|from_us| (from_us, now_us)));
     }
 
-    fn info(&self, section: &str) -> String {
+    /// What INFO tells of these sections; without any, of those that Redis thinks of by itself.
+    fn info(&self, named: &[String]) -> String {
+        let every = named.iter().any(|name| ["all", "everything"].contains(&name.as_str()));
+        let told = |name: &&&str| match named.is_empty() {
+            true => **name != "commandstats",
+            false => every || named.iter().any(|one| one == **name),
+        };
+        let sections = ["server", "memory", "replication", "commandstats"];
+        sections.iter().filter(told).map(|name| self.section(name)).collect()
+    }
+
+    fn section(&self, name: &str) -> String {
         let run = self.start;
-        match section {
+        match name {
             "server" => format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{run:040}\r\n"),
+            "memory" => "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n".to_owned(),
             "replication" => {
                 format!("# Replication\r\nrole:master\r\nmaster_replid:{run:040}\r\n")
             }
-            "memory" => "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n".to_owned(),
-            "commandstats" => {
+            _ => {
                 let calls = self.calls.iter();
                 let lines = calls.map(|(name, calls)| {
                     format!("cmdstat_{name}:calls={calls},usec=9,usec_per_call=1.00\r\n")
                 });
                 format!("# Commandstats\r\n{}", lines.collect::<String>())
             }
-            other => panic!("nobody is expected to ask for INFO {other}"),
         }
     }
 
@@ -286,6 +327,7 @@ impl Server {
         let chance = if self.evicts { self.world.below(12) } else { 0 };
         if (1..=3).contains(&chance) {
             self.run(self.world.now_ms(), &["UNLINK", &format!("user:{chance}")]);
+            self.tell_of_changes();
         }
     }
 }
@@ -308,7 +350,8 @@ impl Talk {
                 self.protocol = Protocol::Resp2;
                 let mut server = self.redis.0.borrow_mut();
                 server.unwatch(self.id);
-                server.connections.get_mut(&self.id).into_iter().for_each(|(name, _)| name.clear());
+                server.tracking.end(self.id);
+                server.connections.rename(self.id, "");
                 reply.simple("RESET");
             }
             (b"discard", queue @ Some(_)) => {
@@ -332,6 +375,9 @@ impl Talk {
             }
             _ => self.run(request, output),
         }
+        if self.queue.is_none() && name != b"client" {
+            self.redis.0.borrow_mut().tracking.ends_caching(self.id);
+        }
     }
 
     fn run(&mut self, request: &Request<'_>, output: &mut Vec<u8>) {
@@ -344,6 +390,7 @@ impl Talk {
         if words[0] == "hello" {
             let version = request.argument(1);
             self.protocol = if version == b"3" { Protocol::Resp3 } else { Protocol::Resp2 };
+            server.tracking.speaks(self.id, self.protocol);
         }
         let mut reply = ReplyWriter::new(output, self.protocol);
         let text = |at: usize| String::from_utf8_lossy(request.argument(at)).into_owned();
@@ -355,28 +402,27 @@ impl Talk {
             }
             ("ping", _) => reply.simple("PONG"),
             ("echo", _) => reply.bulk(request.argument(1)),
-            ("info", section) => {
-                reply.verbatim(server.info(section).as_bytes());
-                if section == "commandstats" {
+            ("info", _) => {
+                let named: Vec<String> =
+                    (1..request.len()).map(|at| text(at).to_ascii_lowercase()).collect();
+                reply.verbatim(server.info(&named).as_bytes());
+                if named == ["commandstats"] && !server.is_used(self.id) {
                     server.end_lapse();
                 }
             }
             ("client", "id") => reply.integer(self.id as i64),
             ("client", "setname") => {
-                if let Some((name, _)) = server.connections.get_mut(&self.id) {
-                    *name = text(2);
-                }
+                server.connections.rename(self.id, &text(2));
                 reply.ok();
             }
-            ("client", "list") => {
-                let lines = server.connections.iter();
-                let lines = lines.map(|(id, (name, _))| format!("id={id} name={name} db=0\n"));
-                reply.verbatim(lines.collect::<String>().as_bytes());
+            ("client", "tracking" | "caching") => {
+                let Server { tracking, connections, .. } = &mut *server;
+                tracking.switch((self.id, self.protocol), request, connections, &mut reply);
             }
+            ("client", "list") => reply.verbatim(server.connections.list().as_bytes()),
             ("client", "kill") => {
-                let killed = text(3).parse().ok().and_then(|id| server.connections.remove(&id));
-                killed.iter().for_each(|(_, wire)| wire.cut());
-                reply.integer(i64::from(killed.is_some()));
+                let killed = text(3).parse().is_ok_and(|id| server.connections.kill(id));
+                reply.integer(i64::from(killed));
             }
             ("watch", _) => {
                 request.arguments(1).for_each(|key| server.engine.watch(now_ms, self.id, key));
@@ -395,6 +441,10 @@ impl Talk {
             ("eval", _) => reply.integer(server.retain(now_ms, request)),
             _ => server.engine.execute(now_ms, request, &mut reply),
         }
+        // What it has changed itself is told before what it has fetched is remembered.
+        server.tell_of_changes();
+        let Server { tracking, engine, .. } = &mut *server;
+        tracking.remember(now_ms, self.id, request, engine);
     }
 }
 

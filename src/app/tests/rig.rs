@@ -2,7 +2,6 @@
 //! database, and what can be done to them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as TokioMutex, mpsc};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::client::{PASSWORD, Talk, profiles};
+use super::client::profiles;
 use super::disk::{Image, LivingDisk};
 use super::model::Retention;
-use super::redis::{Redis, pairs};
+use super::redis::Redis;
 use super::schedule::{Deed, Persistence, Schedule};
-use super::story::{Fields, Profile, Row, Sample};
 use super::syncs::sync;
 use super::world::World;
 use crate::admin::Admin;
@@ -31,9 +29,8 @@ use crate::journal::{Journal, SyncMode, open_on};
 use crate::metrics::Metrics;
 use crate::outside::Listener;
 use crate::outside::tests::{Life, Stream, Wire, World as Outside, connection, simulate};
-use crate::resp::integer;
 use crate::schema::{Rule, Schema};
-use crate::sinks::tests::memory::{Server, Stored};
+use crate::sinks::tests::memory::Server;
 use crate::sinks::{Database, Delivery, History, Lookup, Status};
 
 /// Steps that no life of a proxy comes to.
@@ -61,8 +58,8 @@ pub(super) struct Rig {
     pub(super) retention: Option<Retention>,
     pub(super) flushes: Option<u64>,
     config: Config,
-    redis: Redis,
-    database: Server,
+    pub(super) redis: Redis,
+    pub(super) database: Server,
     held: RefCell<Vec<(Wire, usize)>>,
     /// What the next start of the proxy finds.
     image: Arc<Mutex<Option<Image>>>,
@@ -77,10 +74,13 @@ pub(super) struct Rig {
     running: RefCell<Option<Running>>,
     disk: RefCell<Option<crate::journal::tests::faulty::FaultyDisk>>,
     task: RefCell<Option<JoinHandle<()>>>,
-    starts: Cell<u64>,
+    /// What was counted in each life of the proxy.
+    lives: RefCell<Vec<Arc<Metrics>>>,
     /// How often the database was set back.
     setbacks: Cell<u64>,
     pub(super) acks: bool,
+    /// Of ten commands of a client so many are reads, and of the others some.
+    pub(super) reads: u64,
     /// One profile is watched.
     pub(super) watches: bool,
     pub(super) faults: RefCell<Vec<String>>,
@@ -107,8 +107,9 @@ impl Rig {
             running: RefCell::default(),
             disk: RefCell::default(),
             task: RefCell::default(),
-            starts: Cell::new(0),
+            lives: RefCell::default(),
             setbacks: Cell::new(0),
+            reads: schedule.reads,
             watches: schedule.watches,
             acks: schedule.ack_timeout_ms.is_some(),
             faults: RefCell::default(),
@@ -148,7 +149,9 @@ impl Rig {
     /// One life of the proxy.
     async fn live(&self) -> Result<(), Box<dyn std::error::Error>> {
         let image = self.image.lock().unwrap().take().ok_or("nothing was left of the disk")?;
-        self.starts.set(self.starts.get() + 1);
+        let names = TABLE.iter().map(|spec| spec.name).collect();
+        let metrics = Arc::new(Metrics::new(names, &Rule::ALL.map(Rule::label)));
+        self.lives.borrow_mut().push(Arc::clone(&metrics));
         let config = Config { data_dir: image.folder.path().to_owned(), ..self.config.clone() };
         let (folder, disk) = (image.folder.path().to_owned(), image.disk.clone());
         let (left, power_fails) = (Arc::clone(&self.image), Arc::clone(&self.power_fails));
@@ -162,7 +165,7 @@ impl Rig {
         self.starting.set(false);
         let disk = LivingDisk { disk: image.disk.clone(), life: Arc::clone(&life) };
         let local = LocalSet::new();
-        let lived = local.run_until(self.carry(&config, disk, &life)).await;
+        let lived = local.run_until(self.carry(&config, disk, &life, metrics)).await;
         drop(local);
         life.end();
         lived
@@ -174,6 +177,7 @@ impl Rig {
         config: &Config,
         disk: LivingDisk,
         life: &Arc<Life>,
+        metrics: Arc<Metrics>,
     ) -> Result<(), Box<dyn std::error::Error>> {
         let schema = Schema::compile(&config.profile).map_err(|_| "the schema")?;
         let auth = Auth::compile(&config.user).map_err(|_| "the users")?;
@@ -186,9 +190,6 @@ impl Rig {
         }
         let mut delivery = Delivery::new(opened.journal.clone(), &database, config.sink.clone());
         let status = delivery.status();
-        let rules = Rule::ALL.map(Rule::label);
-        let names = TABLE.iter().map(|spec| spec.name).collect();
-        let metrics = Arc::new(Metrics::new(names, &rules));
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
         let journal = opened.journal.clone();
         let lookup = Lookup::new(journal.clone(), &database, Arc::clone(&status), &config.sink);
@@ -249,9 +250,14 @@ impl Rig {
         (self.setbacks.get() == 0).then(|| self.database.newest())
     }
 
+    /// How many reads were answered from memory.
+    pub(super) fn reads_from_memory(&self) -> u64 {
+        self.lives.borrow().iter().map(|metrics| metrics.cache_hits.value()).sum()
+    }
+
     /// How often the proxy was started.
     pub(super) fn starts(&self) -> u64 {
-        self.starts.get()
+        self.lives.borrow().len() as u64
     }
 
     /// Tells whether the journal cannot be written any more.
@@ -312,6 +318,13 @@ impl Rig {
                 for wire in self.redis.wires() {
                     wire.hold(direction, true);
                     self.held.borrow_mut().push((wire, direction));
+                }
+            }
+            Deed::CutNews => self.redis.wires_of_news().iter().for_each(Wire::cut),
+            Deed::HoldNews => {
+                for wire in self.redis.wires_of_news() {
+                    wire.hold(1, true);
+                    self.held.borrow_mut().push((wire, 1));
                 }
             }
             Deed::ReleaseRedis => {
@@ -389,109 +402,6 @@ impl Rig {
     pub(super) async fn end(&self) -> Vec<String> {
         self.life.borrow().iter().for_each(|life| life.end());
         self.await_end().await;
-        vec![format!("the proxy was started {} times", self.starts.get())]
+        vec![format!("the proxy was started {} times", self.starts())]
     }
-
-    /// What each place holds of the profiles, and what went wrong in asking. The proxy goes first:
-    /// it may have to load them.
-    pub(super) async fn places(
-        &self,
-    ) -> (Vec<(&'static str, BTreeMap<String, Profile>)>, Vec<String>) {
-        let mut faults = Vec::new();
-        let mut proxy = BTreeMap::new();
-        let asked_ms = self.world.now_ms();
-        match timeout(Duration::from_secs(30), self.ask_all()).await {
-            Ok(Some(found)) => proxy = found,
-            other => faults.push(format!("the proxy does not answer: {other:?}")),
-        }
-        let keys = profiles(self.starts());
-        let named = |key: String| self.redis.held(&key).map(|profile| (key, profile));
-        let mut redis: BTreeMap<_, _> = keys.into_iter().filter_map(named).collect();
-        if self.cached {
-            // Redis may lack any, and keeps none for as long as it lasts.
-            let whole: Vec<(&String, &Profile)> = proxy.iter().collect();
-            for (key, profile) in whole {
-                redis.entry(key.clone()).or_insert_with(|| profile.clone());
-            }
-            redis.values_mut().for_each(|profile| profile.expires_ms = None);
-        }
-        let stored = self.database.profiles().into_iter();
-        let database = stored.filter_map(|(key, stored)| Some((text(&key), state(&stored)?)));
-        let database: BTreeMap<_, _> = database.collect();
-        if self.cached {
-            // How long a profile itself lasts is the database's to know; until then it is there.
-            for (key, profile) in proxy.iter_mut().chain(&mut redis) {
-                let expires_ms = database.get(key).and_then(|stored: &Profile| stored.expires_ms);
-                profile.expires_ms = expires_ms.filter(|at| *at >= asked_ms);
-            }
-        }
-        (vec![("proxy", proxy), ("Redis", redis), ("database", database)], faults)
-    }
-
-    async fn ask_all(&self) -> Option<BTreeMap<String, Profile>> {
-        let mut talk = Talk::over(self.connect()?);
-        let reader = format!("c{}-0", super::CLIENTS);
-        talk.ask(&["AUTH", &reader, PASSWORD]).await?;
-        let mut found = BTreeMap::new();
-        for key in profiles(self.starts()) {
-            let mut reply = talk.ask(&["HGETALL", &key]).await?;
-            while reply.starts_with(b"-") {
-                sleep(Duration::from_millis(50)).await;
-                reply = talk.ask(&["HGETALL", &key]).await?;
-            }
-            let expires = integer(&talk.ask(&["PEXPIRETIME", &key]).await?)?;
-            // It may have expired since.
-            if expires == -2 && !self.cached {
-                continue;
-            }
-            let expires_ms = u64::try_from(expires).ok().filter(|_| !self.cached);
-            let profile = Profile { fields: pairs(&reply), expires_ms };
-            if !profile.fields.is_empty() {
-                found.insert(key, profile);
-            }
-        }
-        Some(found)
-    }
-
-    /// The history in the order of the journal.
-    pub(super) fn history(&self) -> Vec<Row> {
-        let rows = self.database.history().into_iter().map(|(sequence, row)| Row {
-            sequence,
-            key: text(&row.key),
-            actor: row.actor,
-            command: row.command,
-            at_ms: row.at_ms,
-            changed: texts(&row.changed),
-            removed: row.removed,
-            deleted: row.deleted,
-            cleared: row.cleared,
-            expires_ms: row.expires_ms,
-            persisted: row.persisted,
-        });
-        rows.collect()
-    }
-
-    /// Every row that the table of profiles has ever had.
-    pub(super) fn samples(&self) -> Vec<Sample> {
-        let samples = self.database.samples().into_iter().map(|(key, stored)| Sample {
-            key: text(&key),
-            sequence: stored.sequence,
-            state: state(&stored),
-        });
-        samples.collect()
-    }
-}
-
-fn state(stored: &Stored) -> Option<Profile> {
-    let profile = Profile { fields: texts(&stored.fields), expires_ms: stored.expires_ms };
-    // A row without fields says no more than none: Redis has no empty hashes.
-    (!stored.deleted && !profile.fields.is_empty()).then_some(profile)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn texts(fields: &BTreeMap<Vec<u8>, Vec<u8>>) -> Fields {
-    fields.iter().map(|(name, value)| (text(name), text(value))).collect()
 }

@@ -48,6 +48,9 @@ pub(super) enum Deed {
     /// What is on its way in a direction waits; connections to come are not concerned.
     HoldRedis(usize),
     ReleaseRedis,
+    /// The connection on which the proxy hears of changes ends, or what is said there waits.
+    CutNews,
+    HoldNews,
     KillDatabase,
     StartDatabase,
     TroubleDatabase(Trouble),
@@ -79,6 +82,10 @@ pub(super) struct Schedule {
     pub(super) ack_timeout_ms: Option<u64>,
     /// One profile is written by transactions that watch it, too.
     pub(super) watches: bool,
+    /// Of ten commands so many are reads, and of the others some.
+    pub(super) reads: u64,
+    /// Reads are answered from memory.
+    pub(super) memory: bool,
     pub(super) length_ms: u64,
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -98,7 +105,14 @@ impl Schedule {
             segment_bytes_max: one_of(&mut random, &[1000, 8000, 1 << 20]),
             warm_keys_per_second_max: one_of(&mut random, &[3, 20, 5000]),
             cached: seed.is_multiple_of(3),
-            ttl_ms: seed.is_multiple_of(2).then(|| one_of(&mut random, &[1000, 1500])),
+            // A copy in Redis may outlive a profile that lasts no longer than the copy.
+            ttl_ms: seed.is_multiple_of(2).then(|| {
+                one_of(&mut random, &[1000, 1500]).max(if seed.is_multiple_of(3) {
+                    1500
+                } else {
+                    0
+                })
+            }),
             flushes: [Some(100), Some(OFTEN), None, None, None][(seed % 5) as usize],
             ack_timeout_ms: (seed % 7 < 2).then_some(if seed.is_multiple_of(7) {
                 60
@@ -106,14 +120,26 @@ impl Schedule {
                 1000
             }),
             watches: false,
+            reads: 0,
+            memory: true,
             length_ms: 600 + random.below(1000),
             deeds: Vec::new(),
         };
+        schedule.reads = one_of(&mut random, &[0, 4, 8]);
+        schedule.memory = random.below(5) > 0;
         // As long as one of the profiles needs to expire and to be written again.
         schedule.length_ms += 2 * schedule.ttl_ms.unwrap_or(0);
         for _ in 0..1 + random.below(6) {
             let at_ms = 30 + random.below(schedule.length_ms - 200);
             schedule.add_fault(at_ms, &mut random);
+        }
+        if schedule.memory && random.below(3) == 0 {
+            let at_ms = 30 + random.below(schedule.length_ms - 200);
+            schedule.deeds.push(match random.below(2) {
+                0 => (at_ms, Deed::CutNews),
+                _ => (at_ms, Deed::HoldNews),
+            });
+            schedule.deeds.push((at_ms + 20 + random.below(400), Deed::ReleaseRedis));
         }
         // Flushes of all kinds meet only where there are many.
         let flushes_past = match (schedule.flushes, random.below(4)) {
@@ -153,7 +179,7 @@ impl Schedule {
             status = { type = "enum", values = ["active", "inactive"] }
             "#;
         let mut kind: KindConfig = toml::from_str(kind).expect("a kind");
-        kind.cache_ttl = self.cached.then_some(Duration::from_secs(1));
+        kind.cache_ttl = self.cached.then_some(Duration::from_secs(1 + 2 * (self.seed / 3 % 2)));
         kind.ttl = self.ttl_ms.map(Duration::from_millis);
         kind.ack = if self.ack_timeout_ms.is_some() { Ack::Database } else { Ack::Journal };
         let mut config = Config { user: users.collect(), profile: vec![kind], ..Config::default() };
@@ -171,6 +197,7 @@ impl Schedule {
             segment_bytes_max: ByteSize::b(self.segment_bytes_max),
             ..journal::Config::default()
         };
+        config.cache.enabled = self.memory;
         config.sink.batch_records_max =
             NonZeroUsize::new(self.batch_records_max as usize).expect("a number");
         config.sink.linger = Duration::from_millis(2);
@@ -235,7 +262,7 @@ impl fmt::Display for Schedule {
         writeln!(
             out,
             "SIMULATION_SEED={}: Redis {:?}, sync {}, upstream timeout {} ms, batches of {}, \
-             segments of {}, {} checks in a second, {} ms{}{}{}{}{}",
+             segments of {}, {} checks in a second, {} ms{}{}{}{}{}{}",
             self.seed,
             self.persistence,
             self.sync.name(),
@@ -248,6 +275,7 @@ impl fmt::Display for Schedule {
             self.ttl_ms.map_or(String::new(), |ttl_ms| format!(", ttl {ttl_ms} ms")),
             if self.flushes.is_some() { ", flushes" } else { "" },
             if self.watches { ", one is watched" } else { "" },
+            if self.memory { "" } else { ", no memory" },
             self.ack_timeout_ms.map_or(String::new(), |ms| format!(", answers wait {ms} ms"))
         )?;
         self.deeds.iter().try_for_each(|(at, deed)| writeln!(out, "  at {at:>5} ms {deed:?}"))

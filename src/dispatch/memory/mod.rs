@@ -18,10 +18,9 @@ pub(super) mod tracking;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::Instant,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Client, CommandError, Outcome, Proxy, Silence, Slot, Upstream,
@@ -31,6 +30,7 @@ use super::{
 use crate::{
     cache::{Advice, Cache, Entry},
     command::{Keys, ProfileRead, Spec},
+    guards::Guard,
     journal::Sequence,
     profile::Entry as Record,
     resp::{Protocol, Request, framed, integer, push_command, reply_at},
@@ -111,7 +111,9 @@ impl Memory {
         if let Some(protocol) = lane {
             self.note_unsent(Profiles::one(hash), protocol);
         }
-        self.cache.borrow_mut().give_way(hash, key);
+        if Guard::Memory.is_up() {
+            self.cache.borrow_mut().give_way(hash, key);
+        }
     }
 
     /// Forgets everything, because all profiles are about to be removed.
@@ -332,6 +334,9 @@ impl Outcome {
         }
         // Their profiles are forgotten one by one, when what they hold now is read (`snapshot`).
         if happened && matches!(write.capture, Capture::Replaced | Capture::Scripted) {
+            return;
+        }
+        if !Guard::Memory.is_up() {
             return;
         }
         let mut cache = memory.cache.borrow_mut();

@@ -6,7 +6,7 @@ use std::thread;
 use super::{BOUND, OPEN_SCHEMA, metric, wait_until_on};
 use crate::support::client::{Client, Reply, encode};
 use crate::support::fake_upstream::{FakeLink, FakeUpstream, handshake_reply};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::wait_until;
 
 /// A scripted Redis: the lane, and the connection on which it tells of changes only if told to. The
@@ -23,10 +23,13 @@ const FIELDS: &str = "*2\r\n$1\r\nn\r\n$1\r\n1\r\n";
 
 impl Scripted {
     fn start() -> Scripted {
-        let upstream = FakeUpstream::start();
         // This Redis has no keys, also right behind the first write.
-        let options = Proxy::options().upstream(upstream.url()).config(OPEN_SCHEMA);
-        let options = options.allows_log("flushed past the proxy");
+        Self::start_with(Proxy::options().allows_log("flushed past the proxy"))
+    }
+
+    fn start_with(options: ProxyOptions) -> Scripted {
+        let upstream = FakeUpstream::start();
+        let options = options.upstream(upstream.url()).config(OPEN_SCHEMA);
         let (proxy, lane, news) = thread::scope(|scope| {
             let links = scope.spawn(|| {
                 let mut lane = upstream.accept();
@@ -118,6 +121,19 @@ fn each_write_over_the_lane_is_noticed_there() {
         let asked = [&["HLEN user:1"], behind].concat();
         assert!(matches!(scripted.exchange("HLEN user:1", &asked, said), Reply::Integer(_)));
     }
+}
+
+/// What the guard is for; Redis's own news of the write come a moment later, on another connection.
+#[test]
+fn without_memory_that_gives_way_an_acknowledged_write_is_missed() {
+    let options = Proxy::options().environment("PROFILE_PROXY_TEST_WITHOUT", "memory");
+    let mut scripted = Scripted::start_with(options.expects_log("a guard is switched off"));
+    scripted.remember();
+    assert_eq!(
+        scripted.exchange("HSET user:1 n 2", &["HSET user:1 n 2"], ":0\r\n"),
+        Reply::Integer(0)
+    );
+    scripted.client.assert_reply("HGET user:1 n", "$1\r\n1\r\n");
 }
 
 /// What was read before a change that Redis has told of is not kept, though it arrives behind it.
