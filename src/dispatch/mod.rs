@@ -222,6 +222,7 @@ impl Proxy {
     /// Lets profiles be checked before they are used, after Redis was changed or restarted.
     #[must_use]
     pub fn with_hydration(self, hydration: Option<Rc<Hydration>>) -> Self {
+        hydration.iter().for_each(|hydration| hydration.informs(&self.retention));
         Self { hydration, ..self }
     }
 

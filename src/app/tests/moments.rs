@@ -314,3 +314,44 @@ fn a_flush_past_a_proxy_that_is_told_of_it_is_made_good_at_once() {
         assert_eq!(found, b"$1\r\n1\r\n", "seed {seed}");
     }
 }
+
+/// Brings a profile back that is about to expire, and writes it just before; the answer is late. Returns
+/// what each place holds when the profile has expired.
+fn written_before_its_end(seed: u64) -> Vec<State> {
+    let mut schedule = Schedule::draw(seed);
+    (schedule.ttl_ms, schedule.cached, schedule.persistence) = (None, false, Persistence::Wiped);
+    (schedule.upstream_timeout_ms, schedule.ack_timeout_ms) = (300, None);
+    with_rig(&schedule, async |rig| {
+        let mut talk = log_in(rig).await;
+        insist(&mut talk, &["HSET", "user:1", "a", "1"]).await;
+        let end_ms = rig.world.now_ms() + 300;
+        insist(&mut talk, &["PEXPIREAT", "user:1", &end_ms.to_string()]).await;
+        // What Redis has in between has no end.
+        rig.act(Deed::HoldNews).await;
+        rig.act(Deed::FlushRedis(false)).await;
+        insist(&mut talk, &["HSET", "user:1", "b", "2"]).await;
+        rig.act(Deed::KillRedis).await;
+        rig.act(Deed::StartRedis).await;
+        insist(&mut talk, &["HGET", "user:1", "a"]).await;
+        sleep(Duration::from_millis(end_ms - rig.world.now_ms() - 10)).await;
+        let write = async { insist(&mut talk, &["HINCRBY", "user:1", "n", "1"]).await };
+        let delay = async {
+            rig.act(Deed::HoldRedis(1)).await;
+            sleep(Duration::from_millis(40)).await;
+            rig.act(Deed::ReleaseRedis).await;
+        };
+        tokio::join!(write, delay);
+        rig.drained().await;
+        let (places, now_ms) = (rig.places().await.0, rig.world.now_ms());
+        let held = |place: &BTreeMap<_, _>| as_of(place.get("user:1")?, now_ms);
+        places.iter().map(|(_, place)| held(place)).collect()
+    })
+}
+
+#[test]
+fn a_write_to_a_profile_that_was_brought_back_begins_none_when_its_answer_comes_behind_the_end() {
+    for seed in 1..=20 {
+        let places = written_before_its_end(seed);
+        assert_eq!(places, [const { None }; 3], "seed {seed}");
+    }
+}

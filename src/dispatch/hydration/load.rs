@@ -81,6 +81,9 @@ impl Hydration {
             Verdict::Right if formerly => Verdict::Overwrite,
             verdict => verdict,
         };
+        if let Held::Hash(profile) = &held {
+            self.tell_of_expiry(key, profile);
+        }
         match (verdict, &known, held) {
             (Verdict::Fill | Verdict::Overwrite, Known::Live(profile), _) => {
                 self.replace(key, Some(profile)).await?;
@@ -189,6 +192,7 @@ impl Hydration {
         match reply_at(&replies, count - 1).first() {
             Some(b'*') => {
                 if let Some(profile) = profile {
+                    self.tell_of_expiry(key, profile);
                     outlast(profile).await;
                 }
                 Ok(())

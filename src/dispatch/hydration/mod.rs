@@ -13,7 +13,7 @@ pub(super) mod load;
 pub(super) mod warm;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::BTreeMap,
     rc::Rc,
     sync::Arc,
@@ -31,12 +31,16 @@ use self::{
     epoch::{FlushedPast, epoch_of, tell},
     held::HeldKeys,
 };
-use super::{CommandError, Gate, Ledger, Memory, Slot, private::block::OpenBlocks};
+use super::{
+    CommandError, Gate, Ledger, Memory, Slot, now_ms, private::block::OpenBlocks,
+    write::retention::Retention,
+};
 use crate::{
     guards::Guard,
-    hydrate::{self, EpochFile, EpochRecord, Flushes, Known, Question, Residency},
+    hydrate::{self, EpochFile, EpochRecord, Flushes, Known, Profile, Question, Residency},
     journal::{Journal, Sequence},
     metrics::Metrics,
+    profile::Expiry,
     resp::Protocol,
     schema::Schema,
     upstream::{Lane, Server},
@@ -65,6 +69,8 @@ pub struct Hydration {
     pub(super) held: Rc<HeldKeys>,
     /// A kind of profiles has `cache_ttl`, so Redis may lack them at any time.
     pub(super) caches: bool,
+    /// What is told of expiries that are found or set here.
+    retention: OnceCell<Rc<RefCell<Retention>>>,
     file: EpochFile,
     flushes: epoch::OurFlushes,
     trusted: Cell<bool>,
@@ -141,6 +147,7 @@ impl Hydration {
             wait_max: parts.wait_max,
             held: Rc::default(),
             caches,
+            retention: OnceCell::new(),
             file: parts.file,
             flushes: epoch::OurFlushes::default(),
             trusted: Cell::new(false),
@@ -155,6 +162,18 @@ impl Hydration {
                 loads: BTreeMap::new(),
             }),
         })
+    }
+
+    /// Lets somebody know of the expiries that profiles have in Redis behind their check.
+    pub(super) fn informs(&self, retention: &Rc<RefCell<Retention>>) {
+        self.retention.get_or_init(|| Rc::clone(retention));
+    }
+
+    /// Tells of an expiry in Redis: whether a write has met it is asked only where it is known.
+    pub(super) fn tell_of_expiry(&self, key: &[u8], profile: &Profile) {
+        let expiry = profile.expires_ms.map_or(Expiry::Never, Expiry::At);
+        let retention = self.retention.get().into_iter();
+        retention.for_each(|of| of.borrow_mut().known.learn(key, expiry, now_ms()));
     }
 
     /// Tells whether every profile may be used as Redis holds it.

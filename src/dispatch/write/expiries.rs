@@ -3,8 +3,9 @@
 //! A write around the moment in which its profile expires may have met the old profile or begun a
 //! new one, and its reply need not say which. Behind such a write Redis is asked for the expiry: an
 //! old profile still has it. Asking behind every write would cost far more than it is worth, so
-//! expiries that are close are remembered here. What is not known here (an expiry that was set
-//! before the start, or is a day away when it is set) is judged by the proxy's clock.
+//! expiries that are close are remembered here, also those that a check after a restart of Redis finds
+//! or sets. What is not known here (an expiry that was set before the start, or is a day away when it
+//! is set) is judged by the proxy's clock.
 
 use std::hash::BuildHasher;
 
