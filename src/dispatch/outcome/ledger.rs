@@ -34,6 +34,8 @@ pub struct Ledger {
     intents_lost_below: u64,
     /// Intent records with tickets that have no outcome yet, oldest first.
     open: VecDeque<OpenIntents>,
+    /// What the journal has been told to keep.
+    kept_from: Sequence,
     voids: Vec<u8>,
     changed: bool,
     progress: Progress,
@@ -70,7 +72,7 @@ impl Ledger {
             }
         };
         let flushes_in_doubt = in_doubt.values().filter(|key| key.is_empty()).count();
-        let ledger = Self {
+        let mut ledger = Self {
             writer,
             journal,
             next_ticket,
@@ -79,13 +81,14 @@ impl Ledger {
             intents_recorded: false,
             intents_lost_below: 0,
             open,
+            kept_from: Sequence(u64::MAX),
             voids: Vec::new(),
             changed: false,
             progress: Progress::default(),
             in_doubt,
             flushes_in_doubt,
         };
-        ledger.keep_open_intents();
+        ledger.keep_open_intents(true);
         ledger
     }
 
@@ -156,7 +159,7 @@ impl Ledger {
         if !self.intents_recorded {
             return Ok(());
         }
-        self.keep_open_intents();
+        self.keep_open_intents(false);
         self.write().map(|_| ())
     }
 
@@ -257,9 +260,15 @@ impl Ledger {
             return Ok(None);
         }
         let changed = std::mem::take(&mut self.changed);
-        let sequence = self.write();
+        // What was lost with intents in front of it leaves nothing to be written here.
+        let sequence = match changed && self.journal.is_poisoned() {
+            true => Err(JournalTrouble::LostOutcome),
+            false => self.write(),
+        };
         // Only now is the outcome in the journal, so only now may the intent leave it.
-        self.keep_open_intents();
+        if sequence.is_ok() && !self.journal.is_poisoned() {
+            self.keep_open_intents(true);
+        }
         // A void that is not written leaves a doubt, which costs a read and nothing else.
         if changed { sequence.map(Some) } else { Ok(None) }
     }
@@ -306,10 +315,12 @@ impl Ledger {
         }
     }
 
-    /// Tells the journal which records recovery would still need.
-    fn keep_open_intents(&self) {
+    /// Tells the journal which records recovery would still need: while there are outcomes that are not
+    /// written, also the intents of those.
+    fn keep_open_intents(&mut self, all_written: bool) {
         let oldest = self.open.front().map_or(Sequence(u64::MAX), |record| record.sequence);
-        self.journal.keep_from(oldest);
+        self.kept_from = if all_written { oldest } else { oldest.min(self.kept_from) };
+        self.journal.keep_from(self.kept_from);
     }
 
     fn write(&mut self) -> Result<Sequence, JournalTrouble> {
@@ -330,7 +341,10 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{journal, profile::Entry};
+    use crate::{
+        journal,
+        profile::{self, Entry},
+    };
 
     #[test]
     fn tickets_that_fail_before_their_intent_is_written_do_not_hold_the_journal() {
@@ -365,5 +379,29 @@ mod tests {
             Ok(Entry::Void(vec![failed, kept])),
         ];
         assert_eq!(entries, expected);
+    }
+
+    #[test]
+    fn an_intent_stays_in_the_journal_whose_outcome_could_not_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = journal::tests::faulty::FaultyDisk::holding(folder.path());
+        let config = journal::Config::default();
+        let opened =
+            journal::open_on(std::sync::Arc::new(disk.clone()), folder.path(), &config).unwrap();
+        let journal = opened.journal.clone();
+        let mut ledger = Ledger::new(opened.writer, opened.journal, 1, InDoubt::new());
+        let ticket = ledger.intend(b"user:1");
+        ledger.commit_intents().unwrap();
+        let intent = journal.appended();
+        let mut change = Vec::new();
+        profile::ChangeBuilder::begin(&mut change, ticket, 0, "user", "hset", "", b"user:1");
+        disk.limit_space(0);
+        ledger.change(ticket, &change);
+        // The next batch is about to be sent, with which the outcome would be written.
+        ledger.intend(b"user:2");
+        assert!(ledger.commit_intents().is_err());
+        assert_eq!(ledger.kept_from, intent);
+        assert!(ledger.commit_outcomes().is_err());
+        assert_eq!(ledger.kept_from, intent);
     }
 }
