@@ -112,7 +112,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
     // The journal, and what the last run has left in it.
     let mut opened = open_journal(config)?;
-    let (next_ticket, in_doubt) = dispatch::scan(&opened.journal)?;
+    let unfinished = dispatch::scan(&opened.journal)?;
 
     // The database, and its delivery.
     let inside = runtime.enter();
@@ -164,7 +164,7 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     let background = background.start(runtime, stops.clone())?;
 
     // The worker carries commands until a signal; then the journal ends, then the database.
-    let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
+    let leftover = Leftover { unfinished, questions, history_questions, replaced };
     let (schema, stops_too) = (Rc::new(schema), stops.clone());
     let threads = bells.map(|bells| start_threads(&bells)).transpose()?;
     let worker = Worker { config, schema, auth, metrics, stops: stops_too, started, admin, sink };

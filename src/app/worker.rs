@@ -22,8 +22,8 @@ use crate::{
     cache::Cache,
     config::{Config, UpstreamAddress},
     dispatch::{
-        About, Arrivals, Hydration, HydrationParts, InDoubt, Ledger, Memory, Outcome, Proxy,
-        Standing, Upstream, now_ms, track, warm_up,
+        About, Arrivals, Hydration, HydrationParts, Ledger, Memory, Outcome, Proxy, Standing,
+        Unfinished, Upstream, now_ms, track, warm_up,
     },
     engine::Engine,
     hydrate::{EpochFile, HistoryQuestion, Question},
@@ -50,8 +50,7 @@ const FIRST_LINK_MAX: Duration = Duration::from_secs(1);
 
 /// What a former run has left open.
 pub(super) struct Leftover {
-    pub(super) next_ticket: u64,
-    pub(super) in_doubt: InDoubt,
+    pub(super) unfinished: Unfinished,
     /// The way to the database.
     pub(super) questions: mpsc::Sender<Question>,
     pub(super) history_questions: mpsc::Sender<HistoryQuestion>,
@@ -103,8 +102,9 @@ impl Worker<'_> {
         let file = EpochFile::in_folder(&self.config.data_dir);
         // Tickets tell to which epoch a write belongs, so they never start over.
         let first = file.read().map_or(0, |record| record.first_ticket);
-        let next_ticket = leftover.next_ticket.max(first);
-        let ledger = Ledger::new(opened.writer, journal.clone(), next_ticket, leftover.in_doubt);
+        let mut unfinished = leftover.unfinished;
+        unfinished.next_ticket = unfinished.next_ticket.max(first);
+        let ledger = Ledger::new(opened.writer, journal.clone(), unfinished);
         let ledger = Rc::new(RefCell::new(ledger));
         let lane = Lane::new();
         let memory = self.memory().filter(|_| embedded.is_none());

@@ -46,7 +46,7 @@ pub use hydration::{Hydration, HydrationParts, examine::Examination, gate::Gate,
 pub use memory::{Memory, tracking::track};
 pub use outcome::{
     Outcome,
-    ledger::{InDoubt, Ledger},
+    ledger::{InDoubt, Ledger, Unfinished},
     recovery::scan,
 };
 pub use private::{Effect, Errand, Hold, block::Block};

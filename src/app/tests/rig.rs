@@ -183,7 +183,7 @@ impl Rig {
         let auth = Auth::compile(&config.user).map_err(|_| "the users")?;
         let mut opened =
             open_on(Arc::new(disk), &config.data_dir.join("journal"), &config.journal)?;
-        let (next_ticket, in_doubt) = dispatch::scan(&opened.journal)?;
+        let unfinished = dispatch::scan(&opened.journal)?;
         let database = Database::Memory(self.database.reached_by(life));
         if config.journal.sync == SyncMode::Os {
             crate::app::skip_lost_tail(&mut opened, &database).await?;
@@ -211,7 +211,7 @@ impl Rig {
         let history =
             History::new(opened.journal.clone(), &database, Arc::clone(&status), &config.sink);
         spawn_local(history.run(history_asked));
-        let leftover = Leftover { next_ticket, in_doubt, questions, history_questions, replaced };
+        let leftover = Leftover { unfinished, questions, history_questions, replaced };
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
             journal: opened.journal.clone(),

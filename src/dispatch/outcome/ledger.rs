@@ -21,6 +21,17 @@ use crate::{
 /// Writes in doubt: ticket and key; a flush has the empty key.
 pub type InDoubt = BTreeMap<u64, Vec<u8>>;
 
+/// What a former run has left in the journal.
+#[derive(Debug, Default)]
+pub struct Unfinished {
+    /// The next free ticket.
+    pub next_ticket: u64,
+    /// The writes in doubt.
+    pub in_doubt: InDoubt,
+    /// The oldest record with the intent of one of them.
+    pub first: Sequence,
+}
+
 /// The journal's writer together with what is not written yet.
 pub struct Ledger {
     writer: Writer,
@@ -64,12 +75,13 @@ struct OpenIntents {
 impl Ledger {
     /// Goes on from what a former run has left in the journal.
     #[must_use]
-    pub fn new(writer: Writer, journal: Journal, next_ticket: u64, in_doubt: InDoubt) -> Self {
+    pub fn new(writer: Writer, journal: Journal, unfinished: Unfinished) -> Self {
+        let Unfinished { next_ticket, in_doubt, first } = unfinished;
+        // No more is kept than they need: on a full disk their outcomes cannot be written before
+        // what the database has is let go.
         let open = match in_doubt.len() as u64 {
             0 => VecDeque::new(),
-            open => {
-                [OpenIntents { sequence: journal.first(), tickets_end: next_ticket, open }].into()
-            }
+            open => [OpenIntents { sequence: first, tickets_end: next_ticket, open }].into(),
         };
         let flushes_in_doubt = in_doubt.values().filter(|key| key.is_empty()).count();
         let mut ledger = Self {
@@ -342,6 +354,7 @@ impl Ledger {
 mod tests {
     use super::*;
     use crate::{
+        dispatch::outcome::recovery::scan,
         journal,
         profile::{self, Entry},
     };
@@ -351,7 +364,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let opened = journal::open(folder.path(), &journal::Config::default()).unwrap();
         let journal = opened.journal.clone();
-        let mut ledger = Ledger::new(opened.writer, opened.journal, 1, InDoubt::new());
+        let nothing = Unfinished { next_ticket: 1, ..Unfinished::default() };
+        let mut ledger = Ledger::new(opened.writer, opened.journal, nothing);
         // The link is lost with two writes waiting: neither they nor their intents have left.
         let tickets = [ledger.intend(b"user:1"), ledger.intend(b"user:2")];
         tickets.into_iter().for_each(|ticket| ledger.void(ticket));
@@ -389,7 +403,8 @@ mod tests {
         let opened =
             journal::open_on(std::sync::Arc::new(disk.clone()), folder.path(), &config).unwrap();
         let journal = opened.journal.clone();
-        let mut ledger = Ledger::new(opened.writer, opened.journal, 1, InDoubt::new());
+        let nothing = Unfinished { next_ticket: 1, ..Unfinished::default() };
+        let mut ledger = Ledger::new(opened.writer, opened.journal, nothing);
         let ticket = ledger.intend(b"user:1");
         ledger.commit_intents().unwrap();
         let intent = journal.appended();
@@ -403,5 +418,39 @@ mod tests {
         assert_eq!(ledger.kept_from, intent);
         assert!(ledger.commit_outcomes().is_err());
         assert_eq!(ledger.kept_from, intent);
+    }
+
+    #[test]
+    fn writes_in_doubt_keep_their_intents_and_nothing_before_them_on_a_disk_that_is_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = journal::tests::faulty::FaultyDisk::holding(folder.path());
+        let segment = bytesize::ByteSize::mib(1);
+        let config = journal::Config { segment_bytes_max: segment, ..journal::Config::default() };
+        let opened = journal::open(folder.path(), &config).unwrap();
+        let nothing = Unfinished { next_ticket: 1, ..Unfinished::default() };
+        let mut ledger = Ledger::new(opened.writer, opened.journal, nothing);
+        for _ in 0..5 {
+            let ticket = ledger.intend(&vec![b'x'; 700 << 10]);
+            ledger.commit_intents().unwrap();
+            ledger.void(ticket);
+            ledger.commit_outcomes().unwrap();
+        }
+        let ticket = ledger.intend(b"user:1");
+        ledger.commit_intents().unwrap();
+        ledger.close().unwrap();
+        // The next start has no room for what became of it, and the database has everything.
+        let opened =
+            journal::open_on(std::sync::Arc::new(disk.clone()), folder.path(), &config).unwrap();
+        let journal = opened.journal.clone();
+        let unfinished = scan(&journal).unwrap();
+        let first = unfinished.first;
+        assert_eq!(unfinished.in_doubt, InDoubt::from([(ticket, b"user:1".to_vec())]));
+        let mut ledger = Ledger::new(opened.writer, opened.journal, unfinished);
+        disk.limit_space(0);
+        ledger.void(ticket);
+        ledger.commit_outcomes().unwrap();
+        assert!(journal.is_poisoned());
+        assert!(journal.discard_before(journal.appended().next()).unwrap() > 2 << 20);
+        assert!(journal.first() <= first, "the intent is gone");
     }
 }

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{
     Outcome,
-    ledger::{InDoubt, Ledger},
+    ledger::{Ledger, Unfinished},
 };
 use crate::dispatch::{
     slot::{Capture, Slot, WriteSlot, take_note},
@@ -19,7 +19,7 @@ use crate::dispatch::{
 };
 use crate::{
     guards::Guard,
-    journal::{self, Journal, JournalError, LongReading},
+    journal::{self, Journal, JournalError, LongReading, Sequence},
     profile::{ChangeBuilder, Entry},
     resp::{integer, push_command},
     schema::Schema,
@@ -34,18 +34,19 @@ const BYTES_MAX: usize = 4 << 20;
 ///
 /// # Errors
 /// When the journal cannot be read.
-pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
+pub fn scan(journal: &Journal) -> Result<Unfinished, JournalError> {
     let mut reader = journal.reader(journal.first())?;
     let mut batch = journal::Batch::default();
     let mut next = 1;
-    let (mut open, mut reading) = (BTreeMap::new(), LongReading::begin());
+    let mut open = BTreeMap::<u64, (Sequence, Vec<u8>)>::new();
+    let mut reading = LongReading::begin();
     while reader.read(&mut batch, RECORDS_MAX, BYTES_MAX)? > 0 {
-        for (_, record) in batch.iter() {
+        for (sequence, record) in batch.iter() {
             match Entry::decode(record) {
                 Ok(Entry::Intent { ticket, keys }) => {
                     next = next.max(ticket + keys.len() as u64);
-                    let numbered = (ticket..).zip(keys.iter().map(|key| key.to_vec()));
-                    open.extend(numbered);
+                    let intents = keys.iter().map(|key| (sequence, key.to_vec()));
+                    open.extend((ticket..).zip(intents));
                 }
                 Ok(Entry::Change(change)) => {
                     next = next.max(change.ticket + 1);
@@ -70,7 +71,9 @@ pub fn scan(journal: &Journal) -> Result<(u64, InDoubt), JournalError> {
             info!(read, of, "looking through the journal for writes in doubt");
         }
     }
-    Ok((next, open))
+    let first = open.values().map(|(sequence, _)| *sequence).min().unwrap_or_default();
+    let in_doubt = open.into_iter().map(|(ticket, (_, key))| (ticket, key)).collect();
+    Ok(Unfinished { next_ticket: next, in_doubt, first })
 }
 
 /// Asks for the profiles of all writes in doubt, behind what became of the flushes.
