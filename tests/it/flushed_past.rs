@@ -2,12 +2,14 @@
 //! links are; or when what it is told is easily misread. Redis goes on under the same name, but all
 //! profiles are gone.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::hydrate::wait_for_link;
 use crate::memory::{news_link, wait_until_on};
-use crate::support::client::{Reply, command, encode};
+use crate::support::client::{Client, Reply, command, encode};
 use crate::support::fake_upstream::{FakeLink, FakeUpstream, IDENTITY, handshake_reply};
 use crate::support::proxy::{Proxy, ProxyOptions};
 use crate::support::setup::{OPEN_KIND, Setup};
@@ -250,6 +252,59 @@ fn a_flush_behind_a_change_of_the_epoch_is_not_taken_for_one_of_ours_from_before
     with_the_links_cut(&setup, &["FLUSHALL"]);
     assert_eq!(command(&mut client, "HINCRBY user:2 login_count 1"), Reply::Integer(42));
     setup.wait_for_equality();
+}
+
+/// Runs a step over and over, on a connection to Redis of its own, for as long as `check` takes.
+fn while_somebody(setup: &Setup, step: impl Fn(&mut Client) + Sync, check: impl FnOnce()) {
+    let (mut direct, stop) = (setup.store_client(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                step(&mut direct);
+            }
+        });
+        let checked = catch_unwind(AssertUnwindSafe(check));
+        stop.store(true, Ordering::Relaxed);
+        checked.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+}
+
+/// The heartbeat is answered with -BUSY then, which says nothing of flushes.
+#[test]
+fn a_redis_that_is_busy_with_scripts_was_not_flushed() {
+    let setup = start();
+    wait_until_on(&setup.proxy, true);
+    command(&mut setup.store_client(), "CONFIG SET busy-reply-threshold 20");
+    let epochs = setup.metric("epochs_total");
+    let script = "local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end \
+                  local begun = now() while now() < begun + 300 do end";
+    let step = |direct: &mut Client| drop(direct.command(&["EVAL", script, "0"]));
+    while_somebody(&setup, step, || thread::sleep(Duration::from_secs(4)));
+    assert_nothing_is_missed(&setup);
+    assert!((setup.metric("epochs_total") - epochs).abs() < 0.5, "-BUSY counts as a flush");
+}
+
+/// Nobody has counted the keys when the connection for news is new, nor behind a loss.
+#[test]
+fn whoever_exchanges_other_databases_all_the_time_has_nothing_checked_again_and_again() {
+    let setup = start_with(options().expects_log("flushed past the proxy"));
+    wait_until_on(&setup.proxy, true);
+    // So often that there is one between any two questions.
+    let exchange = |direct: &mut Client| drop(command(direct, "SWAPDB 3 4"));
+    while_somebody(&setup, exchange, || {
+        let mut direct = setup.store_client();
+        let (before, loads) = (news_link(&mut direct), setup.metric("loads_total"));
+        command(&mut direct, &format!("CLIENT KILL ID {}", before.expect("a connection for news")));
+        // What happened while nobody heard of it could have been anything.
+        wait_for_checks(&setup, loads);
+        wait_until_on(&setup.proxy, true);
+        thread::sleep(Duration::from_millis(1500));
+        setup.proxy.wait_until_checked();
+        let loads = setup.metric("loads_total");
+        thread::sleep(Duration::from_secs(4));
+        assert!((setup.metric("loads_total") - loads).abs() < 0.5, "all is checked each second");
+    });
+    assert_nothing_is_missed(&setup);
 }
 
 /// Redis has counted so many flushes.

@@ -251,10 +251,16 @@ impl News<'_> {
                 2 => {
                     let info = String::from_utf8_lossy(reply);
                     by_use = policy_by_use(&info);
-                    let now = Flushes::exchanges(&info);
-                    if now != std::mem::replace(exchanges, now) {
+                    // A Redis that is busy with a script says nothing of it.
+                    if let Some(now) = Flushes::exchanges(&info)
+                        && exchanges.replace(now) != Some(now)
+                    {
                         memory.cache.borrow_mut().invalidate_all();
-                        *flushed = true;
+                        // Where the keys were not counted since the last loss, only none at all is another:
+                        // who exchanges other databases each second would have all checked each second.
+                        if !std::mem::replace(flushed, true) {
+                            keys.get_or_insert(0);
+                        }
                     }
                 }
                 _ => {
