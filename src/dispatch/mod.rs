@@ -355,7 +355,7 @@ impl Proxy {
             }
             .map(|()| Step::Next),
             Route::Flush => self.flush(client, spec, request).map(|()| Step::Next),
-            Route::Refused(Refusal::ProfilesDatabase) if !self.swaps_profiles(request) => {
+            Route::Refused(Refusal::ProfilesDatabase) if self.lets_exchange(request) => {
                 self.forward(client, spec, request).map(|()| Step::Next)
             }
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),

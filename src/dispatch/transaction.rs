@@ -273,7 +273,7 @@ impl Proxy {
                 Err(CommandError::NotInTransaction)
             }
             Route::Flush => self.room(),
-            Route::Refused(Refusal::ProfilesDatabase) if !self.swaps_profiles(request) => {
+            Route::Refused(Refusal::ProfilesDatabase) if self.lets_exchange(request) => {
                 self.check_forward(spec, request)
             }
             Route::Refused(reason) => Err(CommandError::refused(reason, spec.name)),

@@ -52,6 +52,8 @@ pub struct Memory {
     pub(super) linked: Notify,
     /// Flushes of clients whose invalidation has not come yet.
     flushes: Cell<u64>,
+    /// Exchanges of two other databases by clients, of which Redis's count was not seen yet.
+    pub(super) exchanges: Cell<u64>,
     /// What is written by requests that wait to be sent, by protocol: those of the other one may pass.
     unsent: Cell<[Profiles; 2]>,
 }
@@ -69,6 +71,7 @@ impl Memory {
             links: Cell::new(0),
             linked: Notify::new(),
             flushes: Cell::new(0),
+            exchanges: Cell::new(0),
             unsent: Cell::default(),
         })
     }

@@ -116,6 +116,7 @@ async fn follow(memory: &Rc<Memory>, hydration: &Rc<Hydration>, pool: &Pool, run
             memory.cache.borrow_mut().turn_on();
             info!("reads of profiles are answered from memory");
             let asked = Asked { at: Instant::now(), open: 0 };
+            let exchanges = Exchanges { counted: exchanges, ours: memory.exchanges.take() };
             let news =
                 News { memory, hydration, link, keys: None, exchanges, asked, flushed: false };
             news.hear(links).await
@@ -188,6 +189,31 @@ struct Asked {
     open: u8,
 }
 
+/// How often two databases were exchanged.
+struct Exchanges {
+    /// As far as Redis says.
+    counted: Option<u64>,
+    /// By our clients before the last answer: Redis may have counted them behind it.
+    ours: u64,
+}
+
+impl Exchanges {
+    /// Forgets everything if there was one, and tells whether it was another's. A client's never
+    /// exchanges the profiles' database.
+    fn happened_past(&mut self, memory: &Memory, info: &str) -> bool {
+        let recent = memory.exchanges.take();
+        let ours = recent + std::mem::replace(&mut self.ours, recent);
+        // A Redis that is busy with a script says nothing of it.
+        let Some(now) = Flushes::exchanges(info) else { return false };
+        let before = self.counted.replace(now);
+        if before == Some(now) {
+            return false;
+        }
+        memory.cache.borrow_mut().invalidate_all();
+        before.and_then(|before| now.checked_sub(before)).is_none_or(|more| more > ours)
+    }
+}
+
 /// The connection, and what was heard on it.
 struct News<'a> {
     memory: &'a Rc<Memory>,
@@ -195,8 +221,7 @@ struct News<'a> {
     link: PrivateLink,
     /// Keys in the profiles' database, as of the last heartbeat.
     keys: Option<i64>,
-    /// How often two databases were exchanged, as far as Redis says.
-    exchanges: Option<u64>,
+    exchanges: Exchanges,
     asked: Asked,
     /// Somebody has flushed or exchanged databases past the proxy since the keys were counted.
     flushed: bool,
@@ -251,16 +276,10 @@ impl News<'_> {
                 2 => {
                     let info = String::from_utf8_lossy(reply);
                     by_use = policy_by_use(&info);
-                    // A Redis that is busy with a script says nothing of it.
-                    if let Some(now) = Flushes::exchanges(&info)
-                        && exchanges.replace(now) != Some(now)
-                    {
-                        memory.cache.borrow_mut().invalidate_all();
-                        // Where the keys were not counted since the last loss, only none at all is another:
-                        // who exchanges other databases each second would have all checked each second.
-                        if !std::mem::replace(flushed, true) {
-                            keys.get_or_insert(0);
-                        }
+                    // Where the keys were not counted since the last loss, only none at all is another:
+                    // who exchanges other databases each second would have all checked each second.
+                    if exchanges.happened_past(memory, &info) && !std::mem::replace(flushed, true) {
+                        keys.get_or_insert(0);
                     }
                 }
                 _ => {

@@ -124,11 +124,15 @@ impl Proxy {
         self.outcome.borrow_mut().replies(&slot, &notes, &replies, 1);
     }
 
-    /// Tells whether a SWAPDB would exchange the profiles for something else. What is no number is
-    /// left to Redis, which refuses it.
-    pub(in crate::dispatch) fn swaps_profiles(&self, request: &Request<'_>) -> bool {
+    /// Lets a SWAPDB pass that exchanges two others than the profiles' database, and counts it: Redis's
+    /// own count tells of those past the proxy. What is no number is left to Redis, which refuses it.
+    pub(in crate::dispatch) fn lets_exchange(&self, request: &Request<'_>) -> bool {
         let profiles = i64::from(self.database());
-        request.arguments(1).any(|number| parse_integer(number) == Some(profiles))
+        let others = !request.arguments(1).any(|number| parse_integer(number) == Some(profiles));
+        if let (true, Some(memory)) = (others, &self.memory) {
+            memory.exchanges.set(memory.exchanges.get() + 1);
+        }
+        others
     }
 }
 
