@@ -54,33 +54,24 @@ pub struct Server {
 
 impl Server {
     /// Reads the answers to `INFO server` and further sections, one behind the other.
-    fn parse(info: &str, keys: Option<u64>) -> Self {
-        let find = |name: &str| find(info, name).map(str::to_owned);
+    #[must_use]
+    pub fn parse(info: &str, keys: Option<u64>) -> Self {
+        let find = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(|value| value.trim().to_owned())
+        };
+        let bounded = find("maxmemory").is_none_or(|bytes| bytes != "0");
         Self {
             run_id: find("run_id").unwrap_or_default(),
             replication_id: find("master_replid").unwrap_or_default(),
             role: find("role").unwrap_or_default(),
-            eviction: eviction_policy(info),
+            eviction: find("maxmemory_policy")
+                .map(|policy| if bounded { policy } else { "noeviction".to_owned() }),
             database: 0,
             keys,
             command_stats: String::new(),
         }
     }
-}
-
-/// Returns a value of a reply to `INFO`.
-fn find<'i>(info: &'i str, name: &str) -> Option<&'i str> {
-    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.map(str::trim)
-}
-
-/// Reads from `INFO memory` what is removed when the memory is full: `maxmemory-policy`, or
-/// `noeviction` where there is no limit.
-#[must_use]
-pub fn eviction_policy(info: &str) -> Option<String> {
-    let is_bounded = find(info, "maxmemory") != Some("0");
-    find(info, "maxmemory_policy")
-        .map(|policy| if is_bounded { policy } else { "noeviction" }.to_owned())
 }
 
 /// Connects and introduces the proxy under `name`; ends any older connection of that name, whose

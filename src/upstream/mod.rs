@@ -22,7 +22,7 @@ mod probe;
 
 pub use address::RedisAddress;
 pub use batch::{Batch, Failure, Receiver, Slot};
-pub use handshake::{Server, eviction_policy};
+pub use handshake::Server;
 pub use home::Home;
 pub use lane::{Lane, LinkState};
 pub use link::SILENCE_MAX;

@@ -107,11 +107,8 @@ impl Schedule {
             cached: seed.is_multiple_of(3),
             // A copy in Redis may outlive a profile that lasts no longer than the copy.
             ttl_ms: seed.is_multiple_of(2).then(|| {
-                one_of(&mut random, &[1000, 1500]).max(if seed.is_multiple_of(3) {
-                    1500
-                } else {
-                    0
-                })
+                let least = if seed.is_multiple_of(3) { 1500 } else { 1000 };
+                one_of(&mut random, &[least, 1500])
             }),
             flushes: [Some(100), Some(OFTEN), None, None, None][(seed % 5) as usize],
             ack_timeout_ms: (seed % 7 < 2).then_some(if seed.is_multiple_of(7) {

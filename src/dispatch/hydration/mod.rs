@@ -170,10 +170,10 @@ impl Hydration {
     }
 
     /// Tells of an expiry in Redis: whether a write has met it is asked only where it is known.
-    pub(super) fn tell_of_expiry(&self, key: &[u8], profile: &Profile) {
+    fn tell_of_expiry(&self, key: &[u8], profile: &Profile) {
+        let Some(retention) = self.retention.get() else { return };
         let expiry = profile.expires_ms.map_or(Expiry::Never, Expiry::At);
-        let retention = self.retention.get().into_iter();
-        retention.for_each(|of| of.borrow_mut().known.learn(key, expiry, now_ms()));
+        retention.borrow_mut().known.learn(key, expiry, now_ms());
     }
 
     /// Tells whether every profile may be used as Redis holds it.

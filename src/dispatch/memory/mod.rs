@@ -53,7 +53,7 @@ pub struct Memory {
     /// Flushes of clients whose invalidation has not come yet.
     flushes: Cell<u64>,
     /// Exchanges of two other databases by clients, of which Redis's count was not seen yet.
-    pub(super) exchanges: Cell<u64>,
+    exchanges: Cell<u64>,
     /// What is written by requests that wait to be sent, by protocol: those of the other one may pass.
     unsent: Cell<[Profiles; 2]>,
 }
@@ -160,6 +160,11 @@ impl Memory {
     pub(super) fn count_flush(&self, sent: bool) {
         let flushes = self.flushes.get();
         self.flushes.set(if sent { flushes + 1 } else { flushes.saturating_sub(1) });
+    }
+
+    /// Counts an exchange of two other databases by a client.
+    pub(super) fn count_exchange(&self) {
+        self.exchanges.set(self.exchanges.get() + 1);
     }
 
     /// Begins to hear of flushes, of which so many of our clients' are on their way.

@@ -27,7 +27,7 @@ use crate::{
     backoff::Backoff,
     hydrate::Flushes,
     resp::{Elements, ReplyKind, integer, push_command, value},
-    upstream::{Pool, PrivateLink, UpstreamError, eviction_policy},
+    upstream::{Pool, PrivateLink, Server, UpstreamError},
 };
 
 /// How often Redis is asked whether it is there, and how long it may take to say so.
@@ -152,10 +152,11 @@ async fn begin(
         return Err(End::Refused(text(&hello)));
     }
     // A name may have come to mean another Redis, in which other connections have our numbers.
-    if !info.lines().any(|line| line.strip_prefix("run_id:") == Some(run_id)) {
+    let server = Server::parse(&info, None);
+    if server.run_id != run_id {
         return Err(End::Lost(UpstreamError::Closed));
     }
-    if let Some(policy) = policy_by_use(&info) {
+    if let Some(policy) = policy_by_use(server) {
         return Err(End::EvictsByUse(policy));
     }
     let id = link.id().to_string();
@@ -275,7 +276,7 @@ impl News<'_> {
                 0 => return Err(UpstreamError::StrayReply),
                 2 => {
                     let info = String::from_utf8_lossy(reply);
-                    by_use = policy_by_use(&info);
+                    by_use = policy_by_use(Server::parse(&info, None));
                     // Where the keys were not counted since the last loss, only none at all is another:
                     // who exchanges other databases each second would have all checked each second.
                     if exchanges.happened_past(memory, &info) && !std::mem::replace(flushed, true) {
@@ -334,9 +335,9 @@ fn is_flush(before: Option<i64>, now: Option<i64>) -> bool {
     }
 }
 
-/// Returns the policy of a Redis that evicts what was not read for long, from its `INFO memory`.
-fn policy_by_use(info: &str) -> Option<String> {
-    eviction_policy(info).filter(|policy| policy.ends_with("lru") || policy.ends_with("lfu"))
+/// Returns the policy of a Redis that evicts what was not read for long.
+fn policy_by_use(server: Server) -> Option<String> {
+    server.eviction.filter(|policy| policy.ends_with("lru") || policy.ends_with("lfu"))
 }
 
 fn command(arguments: &[&str]) -> Vec<u8> {

@@ -130,7 +130,7 @@ impl Proxy {
         let profiles = i64::from(self.database());
         let others = !request.arguments(1).any(|number| parse_integer(number) == Some(profiles));
         if let (true, Some(memory)) = (others, &self.memory) {
-            memory.exchanges.set(memory.exchanges.get() + 1);
+            memory.count_exchange();
         }
         others
     }

@@ -53,8 +53,12 @@ fn options(redis: &Redis) -> ProxyOptions {
 
 /// A Redis, and a proxy that answers from memory.
 fn start() -> (Redis, Proxy) {
+    start_with(|options| options)
+}
+
+fn start_with(change: impl FnOnce(ProxyOptions) -> ProxyOptions) -> (Redis, Proxy) {
     let redis = Redis::start();
-    let proxy = options(&redis).start();
+    let proxy = change(options(&redis)).start();
     proxy.wait_until_checked();
     wait_until_on(&proxy, true);
     (redis, proxy)
@@ -341,10 +345,7 @@ fn where_redis_cannot_tell_or_counts_reads_there_is_no_memory() {
 
 #[test]
 fn a_flush_past_the_proxy_has_every_profile_checked() {
-    let redis = Redis::start();
-    let proxy = options(&redis).expects_log("flushed past the proxy").start();
-    proxy.wait_until_checked();
-    wait_until_on(&proxy, true);
+    let (redis, proxy) = start_with(|options| options.expects_log("flushed past the proxy"));
     let (mut client, mut direct) = (proxy.client(), redis.client());
     for number in 0..50 {
         client.command(&["HSET", &format!("user:{number}"), "a", "1"]);
@@ -378,10 +379,7 @@ fn a_flush_past_the_proxy_has_every_profile_checked() {
 /// Redis tells nobody of an exchange but in its statistics.
 #[test]
 fn an_exchange_of_databases_past_the_proxy_is_noticed() {
-    let redis = Redis::start();
-    let proxy = options(&redis).expects_log("flushed past the proxy").start();
-    proxy.wait_until_checked();
-    wait_until_on(&proxy, true);
+    let (redis, proxy) = start_with(|options| options.expects_log("flushed past the proxy"));
     let (mut client, mut direct) = (proxy.client(), redis.client());
     client.command(&["HSET", "user:1", "a", "1"]);
     remember(&mut client, "user:1");
@@ -415,11 +413,8 @@ fn a_policy_that_begins_to_evict_by_use_ends_the_memory_while_it_lasts() {
 
 #[test]
 fn a_scan_leaves_the_profiles_that_are_in_use_and_the_memory_has_its_bound() {
-    let redis = Redis::start();
     let small = format!("{OPEN_SCHEMA}\n[cache]\nmemory = \"1MiB\"\n");
-    let proxy = options(&redis).config(&small).start();
-    proxy.wait_until_checked();
-    wait_until_on(&proxy, true);
+    let (_redis, proxy) = start_with(|options| options.config(&small));
     let mut client = proxy.client();
     let read = |client: &mut Client, from: usize, to: usize| {
         let reads: Vec<_> =
